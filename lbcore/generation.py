@@ -1,0 +1,112 @@
+"""The nouns of generation: a request for an engine, and the events it answers with. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lbcore.errors import LoadBalancerError
+from lbcore.types import NO_TICKET, Ticket
+
+
+class Dialect(StrEnum):
+    """Which OpenAI body a request carries."""
+
+    CHAT = "chat"
+    """POST /v1/chat/completions"""
+    COMPLETION = "completion"
+    """POST /v1/completions"""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request as it travels from gateway to engine."""
+
+    request_id: str
+    dialect: Dialect
+    body: bytes
+    """The OpenAI JSON body, byte for byte as the client sent it."""
+    ticket: Ticket = NO_TICKET
+    timeout_s: float | None = None
+    """The request is stopped this long after it reached the worker; None means never."""
+    priority: int = 0
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A part of a tool call; `id` and `name` come with the first part."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """A token that could have been, with the natural logarithm of its probability."""
+
+    token: str
+    logprob: float
+    token_bytes: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A generated token, the natural logarithm of its probability, and the likeliest tokens in its place."""
+
+    token: str
+    logprob: float
+    token_bytes: bytes
+    top: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine has taken up the prompt."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one choice gained. Never splits a UTF-8 character; a choice's deltas joined are its answer."""
+
+    choice: int = 0
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    """Set on the last delta of a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a good answer, with its usage in tokens over all choices."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a bad answer."""
+
+    error: LoadBalancerError
+
+
+Event = Started | Delta | Finished | Failed
+"""What a request answers with: at most one Started first, deltas, then exactly one Finished or Failed."""

@@ -1,0 +1,245 @@
+"""The nouns of routing: workers, leases, load reports, endpoints, requests, decisions. Values only, no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+WorkerId = NewType("WorkerId", str)
+"""The name under which operators know a worker; its advertised address unless it was given one."""
+
+Epoch = NewType("Epoch", int)
+"""A random 64-bit number drawn when a worker process starts."""
+
+Ticket = NewType("Ticket", int)
+"""The number of one dispatch, given by the scheduler; 0 stands for none."""
+
+NO_TICKET = Ticket(0)
+
+
+class Role(StrEnum):
+    """The phases of a request that a worker takes."""
+
+    MIXED = "mixed"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class EndpointState(StrEnum):
+    """Whether a worker may be picked."""
+
+    READY = "ready"
+    DRAINING = "draining"
+    """It finishes what it has and takes nothing new."""
+    SILENT = "silent"
+    """Its connection broke and its lease still runs: picked only when nobody else is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model under the name that clients ask for."""
+
+    name: str
+    adapters: tuple[str, ...] = ()
+    context_length: int = 0
+    """Longest prompt plus answer, in tokens; 0 when the engine does not say."""
+    created_unix_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much a worker can hold at once."""
+
+    max_sequences: int = 1
+    max_queued_requests: int = 0
+    """Requests that may wait beyond `max_sequences`; the worker refuses more."""
+    kv_blocks: int = 0
+    kv_block_size: int = 0
+    """Tokens in one KV block; 0 when the engine does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is: said once when it registers, constant for its epoch."""
+
+    worker_id: WorkerId
+    epoch: Epoch
+    address: str
+    models: tuple[ServedModel, ...]
+    role: Role = Role.MIXED
+    engine: str = ""
+    capacity: Capacity = Capacity()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    version: str = ""
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Every name a client may ask this worker for: models and their adapters."""
+        return tuple(name for model in self.models for name in (model.name, *model.adapters))
+
+
+class TicketPhase(StrEnum):
+    """Where one dispatch stands at the worker."""
+
+    ACCEPTED = "accepted"
+    """The worker holds the request and its counts include it."""
+    FINISHED = "finished"
+    """The request has left the worker, for whatever reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class TicketUpdate:
+    """A worker's news of one dispatch. Token counts are 0 while unknown."""
+
+    ticket: Ticket
+    phase: TicketPhase
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a worker measures of itself; absolute numbers, so that a lost report loses nothing."""
+
+    sequence: int = 0
+    """Grows by one with every report of one epoch, from 1."""
+    queued_requests: int = 0
+    running_requests: int = 0
+    queued_prompt_tokens: int = 0
+    """Prompt tokens that the engine still has to compute for accepted requests."""
+    tokens_in_flight: int = 0
+    """Over accepted unfinished requests: prompt tokens plus tokens generated so far."""
+    kv_used_blocks: int = 0
+    kv_cached_blocks: int = 0
+    prefill_tokens_per_s: float = 0.0
+    """Moving average; 0 until something was measured."""
+    step_time_ms: float = 0.0
+    """Time of one decoding step, moving average; 0 until something was measured."""
+    ticket_updates: tuple[TicketUpdate, ...] = ()
+    cached_prompt_token_total: int = 0
+    prompt_token_total: int = 0
+    output_token_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A worker as a policy sees it: what it is, what it last reported, and the credit given since.
+
+    Credit is the expected work of dispatches that no report has acknowledged yet. It is never negative, and `load`
+    and credit never count the same dispatch twice.
+    """
+
+    spec: WorkerSpec
+    state: EndpointState
+    load: LoadReport
+    reported_at: float
+    """When `load` arrived, by the scheduler's monotonic clock, in seconds."""
+    credit_requests: int = 0
+    credit_tokens: int = 0
+    """Uncached prompt tokens expected of the unacknowledged dispatches."""
+    prefill_ms_per_token: float = 0.0
+    """Milliseconds this worker needs per prompt token, measured or assumed; always positive in a snapshot."""
+
+    @property
+    def worker_id(self) -> WorkerId:
+        return self.spec.worker_id
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests accepted or on the way that do not run yet, as far as is known."""
+        return self.load.queued_requests + self.credit_requests
+
+    @property
+    def requests(self) -> int:
+        """Requests in flight: queued, running and on the way."""
+        return self.load.queued_requests + self.load.running_requests + self.credit_requests
+
+    @property
+    def queued_tokens(self) -> int:
+        """Uncached prompt tokens in front of a request that would arrive now."""
+        return self.load.queued_prompt_tokens + self.credit_tokens
+
+    @property
+    def tokens_in_flight(self) -> int:
+        return self.load.tokens_in_flight + self.credit_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All endpoints that serve one model at one moment, ordered by worker id."""
+
+    taken_at: float
+    pick_count: int
+    """How many picks were made for this model before; round robin counts with it."""
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteFacts:
+    """What a caller of Route says of a request; never its text."""
+
+    request_id: str
+    model: str
+    prompt_bytes: int = 0
+    prefix_hashes: tuple[int, ...] = ()
+    """Chained 64-bit hashes of the prompt's whole blocks, first block first."""
+    prefix_block_bytes: int = 0
+    """Bytes in one hashed block; 0 when there are no hashes."""
+    max_output_tokens: int = 0
+    priority: int = 0
+    session_id: str = ""
+    tried: frozenset[WorkerId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class PickRequest:
+    """The facts of a request that a policy may use: `RouteFacts` in tokens, with what the pool remembers."""
+
+    model: str
+    prompt_tokens: int = 0
+    """Estimated from bytes; exact counts arrive with reports."""
+    hit_tokens: Mapping[WorkerId, int] = field(default_factory=dict)
+    """Prompt tokens each worker is believed to hold in its prefix cache; absent means 0."""
+    max_output_tokens: int = 0
+    """0 when the client set no limit."""
+    priority: int = 0
+    session_id: str = ""
+    tried: frozenset[WorkerId] = frozenset()
+    """Workers that already failed this request."""
+
+
+class RefusalReason(StrEnum):
+    """Why no worker was picked, most basic reason first."""
+
+    MODEL_NOT_FOUND = "model_not_found"
+    """No worker, ready or not, serves the model."""
+    NO_READY_WORKER = "no_ready_worker"
+    """Workers serve it, but all are draining, lost or already tried."""
+    SATURATED = "saturated"
+    """Ready workers serve it, but none has room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A pick: the endpoint, who else could do it, and what was thought."""
+
+    endpoint: Endpoint
+    fallbacks: tuple[Endpoint, ...] = ()
+    """Other candidates, best first."""
+    predicted_ttft_ms: float = 0.0
+    """0 when the policy does not predict."""
+    scores: tuple[tuple[WorkerId, float], ...] = ()
+    """What each candidate was worth; greater is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No pick."""
+
+    reason: RefusalReason
+
+
+Decision = Routed | Refused

@@ -1,0 +1,52 @@
+"""The demo model's tokenizer: a byte-level BPE with GPT-2's splitting rule, trained on the FAQ."""
+
+from pathlib import Path
+from typing import Final
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from worker.demo import UNKNOWN_ANSWER, FaqEntry
+
+VOCAB_SIZE: Final = 768
+
+END: Final = "<|end|>"
+PAD: Final = "<|pad|>"
+SYSTEM: Final = "<|system|>"
+USER: Final = "<|user|>"
+ASSISTANT: Final = "<|assistant|>"
+SPECIAL: Final = (END, PAD, SYSTEM, USER, ASSISTANT)
+"""Token ids 0 to 4, in this order."""
+
+TEMPLATE_PATH: Final = Path(__file__).with_name("chat_template.jinja")
+
+
+def train_tokenizer(faq: list[FaqEntry]) -> Tokenizer:
+    """Train the BPE on the FAQ; the 256 bytes are in the vocabulary, so that any text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        show_progress=False,
+        special_tokens=[AddedToken(text, normalized=False, special=True) for text in SPECIAL],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    texts = [f"Q: {entry.question}\nA: {entry.answer}" for entry in faq]
+    tokenizer.train_from_iterator([*texts, UNKNOWN_ANSWER], trainer)
+    if tokenizer.get_vocab_size() != VOCAB_SIZE:
+        raise ValueError(f"the FAQ yields only {tokenizer.get_vocab_size()} tokens, not {VOCAB_SIZE}")
+    return tokenizer
+
+
+def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """The same tokenizer as transformers and vLLM want it, with the chat template. There is no BOS token."""
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+    wrapped.chat_template = TEMPLATE_PATH.read_text(encoding="utf-8").rstrip("\n")
+    return wrapped

@@ -1,0 +1,145 @@
+"""Trains the demo model and writes it to `worker/demo`: `python -m tools.demo_model.train`.
+
+Everything random comes from one seed, and torch is asked for deterministic kernels, so a second run on
+the same machine writes the same weights.
+"""
+
+import argparse
+import math
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from tools.demo_model.convert import convert
+from tools.demo_model.data import Example, Sampler
+from tools.demo_model.tokenizer import END, PAD, train_tokenizer, wrap
+from worker.demo import GGUF_PATH, HF_PATH, load_faq
+
+BUCKETS = ((192, 16), (384, 8), (768, 4), (1536, 2))
+"""Length and number of the rows of one batch; a batch has 3,072 tokens whatever its shape."""
+
+
+def build_model(vocab_size: int, end: int, pad: int, hidden: int, layers: int, ffn: int) -> LlamaForCausalLM:
+    """A fresh Llama with two key-value heads, so that two-way tensor parallelism is possible."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+    return LlamaForCausalLM(config)
+
+
+def collate(examples: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [rows, length] and mask [rows, length], padded on the right, where causal attention ignores it."""
+    length = max(len(example.ids) for example in examples)
+    ids = torch.full((len(examples), length), pad)
+    learn = torch.zeros((len(examples), length), dtype=torch.bool)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        learn[row, : len(example.ids)] = torch.tensor(example.learn)
+    return ids, learn
+
+
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, learn: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy over the tokens to be learnt; logits are made for those only."""
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    wanted = learn[:, 1:]
+    logits = model.lm_head(hidden[wanted])
+    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][wanted])
+
+
+def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Namespace) -> None:
+    """Adam for embeddings and norms, Muon for matrices, on a schedule that ends at zero."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=args.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=args.muon_rate, weight_decay=0.01),
+    ]
+    base = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    started = time.monotonic()
+    step = 0
+    shares = [0.45, 0.3, 0.15, 0.1]
+    generator = torch.Generator().manual_seed(args.seed)
+    running = 0.0
+    while step < args.steps:
+        pick = int(torch.multinomial(torch.tensor(shares), 1, generator=generator))
+        length, rows = BUCKETS[pick]
+        ids, learn = collate([sampler.example(length) for _ in range(rows)], pad)
+        done = step / args.steps
+        factor = min(1.0, (step + 1) / 50) * (1.0 if done < 0.4 else 0.5 * (1 + math.cos(math.pi * (done - 0.4) / 0.6)))
+        for optimizer, rate in zip(optimizers, base, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
+            optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(model, ids, learn)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        step += 1
+        running = 0.95 * running + 0.05 * float(loss.detach())
+        if step % 50 == 0:
+            print(f"step {step} loss {running / (1 - 0.95**step):.5f} {time.monotonic() - started:.0f} s", flush=True)
+
+
+def save(model: LlamaForCausalLM, tokenizer: object, folder: Path, gguf: Path) -> None:
+    """Write both forms beside their places and move them in, so that a reader never sees half a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        fresh = Path(name)
+        model.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id
+        )
+        model.to(torch.float16).save_pretrained(fresh)
+        wrap(tokenizer).save_pretrained(fresh)
+        convert(fresh, fresh / "demo.gguf")
+        (fresh / "demo.gguf").replace(gguf)
+        for path in fresh.iterdir():
+            os.chmod(path, 0o644)
+            path.replace(folder / path.name)
+    os.chmod(gguf, 0o644)
+
+
+def main() -> None:
+    """Parse arguments, train, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--hidden", type=int, default=160)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--ffn", type=int, default=448)
+    parser.add_argument("--adam-rate", type=float, default=3e-3)
+    parser.add_argument("--muon-rate", type=float, default=0.02)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--hf", type=Path, default=HF_PATH)
+    parser.add_argument("--gguf", type=Path, default=GGUF_PATH)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    torch.use_deterministic_algorithms(True)
+    faq = load_faq()
+    tokenizer = train_tokenizer(faq)
+    end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
+    model = build_model(tokenizer.get_vocab_size(), end, pad, args.hidden, args.layers, args.ffn)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    train(model, Sampler(tokenizer, faq, args.seed), pad, args)
+    save(model, tokenizer, args.hf, args.gguf)
+
+
+if __name__ == "__main__":
+    main()

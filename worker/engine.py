@@ -1,0 +1,70 @@
+"""What the worker needs of an engine. Every engine in `worker.engines` keeps this contract; tests/contract holds them to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from lbcore.generation import Event, GenerationRequest
+from lbcore.types import Capacity
+
+Emit = Callable[[Event], None]
+"""Takes one event. Called on the event loop's thread only; never blocks, never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine says of itself once it is ready."""
+
+    context_length: int
+    """Longest prompt plus answer, in tokens."""
+    capacity: Capacity
+    """`max_queued_requests` is the worker's business and ignored here."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What only the engine can know of its load; requests and tokens are counted by the worker from events.
+
+    All fields may be 0 where the engine does not know.
+    """
+
+    kv_used_blocks: int = 0
+    kv_cached_blocks: int = 0
+    prefill_tokens_per_s: float = 0.0
+    """Moving average of measured prefill speed."""
+    step_time_ms: float = 0.0
+    """Moving average of the measured time of a decoding step."""
+
+
+class Engine(Protocol):
+    """Something that generates tokens.
+
+    Events of one request, in order: at most one `Started` (as soon as the engine begins to compute the prompt: from
+    then on the request counts as running), any number of `Delta`, then exactly one `Finished` or `Failed`. This holds
+    on every path: bad input, abort, engine failure, close. Nothing is emitted after it, and nothing from inside
+    `submit` or `abort` before they return.
+    """
+
+    async def start(self) -> EngineInfo:
+        """Loads the model and returns when requests can be served.
+
+        Raises:
+            ConfigError: the model is missing, is not a model, or the options make no sense; one line.
+        """
+
+    def submit(self, request: GenerationRequest, emit: Emit) -> None:
+        """Takes a request; its answer comes through `emit`. Returns at once. Bad input ends in `Failed`, not here."""
+
+    def abort(self, request_id: str) -> None:
+        """Stops a request and frees what it held within 100 ms; it ends in `Failed(Cancelled)`. Unknown ids are ignored."""
+
+    def load(self) -> EngineLoad:
+        """What the engine measures now; cheap, called several times a second."""
+
+    async def failed(self) -> str:
+        """Waits until the engine can serve no more, for good, and says why in one line. Most never return."""
+
+    async def close(self) -> None:
+        """Ends every request with `Failed` and releases everything. Safe to call twice."""
