@@ -6,14 +6,16 @@
     │   └── BodyTooLarge
     ├── ModelNotFound
     ├── NotFound                    no such route, worker or request
-    ├── Saturated                   ready workers, none with room
-    ├── NoReadyWorker
-    ├── WorkerUnreachable           the request may be tried elsewhere
+    ├── RetryLater                  it passes; says when to try again
+    │   ├── Saturated               ready workers, none with room
+    │   ├── NoReadyWorker
+    │   └── WorkerUnreachable       the request may be tried elsewhere
     ├── StreamInterrupted           lost after the first token
     ├── EngineFailed
     ├── DeadlineExceeded
     ├── Cancelled
     ├── LeaseLost                   the worker must register again
+    ├── NameTaken                   another process registered under the worker's name
     └── ConfigError                 a process cannot start like this
 
 `lbcore.wire.status` maps each to gRPC status, `gateway.errors` to OpenAI's error object; tests walk this tree so that
@@ -89,7 +91,7 @@ class NotFound(LoadBalancerError):
     reason = "NOT_FOUND"
 
 
-class _RetryLater(LoadBalancerError):
+class RetryLater(LoadBalancerError):
     """An error that passes; `retry_after_s` is when to try again."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
@@ -101,20 +103,20 @@ class _RetryLater(LoadBalancerError):
         return {"retry_after_s": f"{self.retry_after_s:g}"}
 
 
-class Saturated(_RetryLater):
+class Saturated(RetryLater):
     """Ready workers serve the model, but none has room."""
 
     reason = "SATURATED"
     retry_elsewhere = True
 
 
-class NoReadyWorker(_RetryLater):
+class NoReadyWorker(RetryLater):
     """Nobody can serve the model now."""
 
     reason = "NO_READY_WORKER"
 
 
-class WorkerUnreachable(_RetryLater):
+class WorkerUnreachable(RetryLater):
     """The worker could not be reached, or refused because it goes away, before the first token."""
 
     reason = "WORKER_UNREACHABLE"
@@ -147,9 +149,15 @@ class Cancelled(LoadBalancerError):
 
 
 class LeaseLost(LoadBalancerError):
-    """The worker's lease is over, or another process took its name; it must register again."""
+    """The worker's lease is over; it must register again."""
 
     reason = "LEASE_LOST"
+
+
+class NameTaken(LoadBalancerError):
+    """Another process registered under this worker's name; the newer one stays."""
+
+    reason = "NAME_TAKEN"
 
 
 class ConfigError(LoadBalancerError):

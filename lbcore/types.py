@@ -142,6 +142,19 @@ class Endpoint:
     """Uncached prompt tokens expected of the unacknowledged dispatches."""
     prefill_ms_per_token: float = 0.0
     """Milliseconds this worker needs per prompt token, measured or assumed; always positive in a snapshot."""
+    wait_ms: float = 0.0
+    """Predicted milliseconds before the prefill of a request that arrived now would begin (`lbcore.cost`)."""
+    token_ms: float = 0.0
+    """Predicted milliseconds per uncached token of that prefill, beside what already runs (`lbcore.cost`)."""
+    room: int = field(init=False)
+    """How many more requests the worker would take now, to run or to wait; negative when it is over its capacity.
+
+    Stored rather than computed when asked, because every pick reads it of every endpoint.
+    """
+
+    def __post_init__(self) -> None:
+        capacity = self.spec.capacity
+        object.__setattr__(self, "room", capacity.max_sequences + capacity.max_queued_requests - self.requests)
 
     @property
     def worker_id(self) -> WorkerId:
@@ -243,3 +256,36 @@ class Refused:
 
 
 Decision = Routed | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A worker to send a request to."""
+
+    worker_id: WorkerId
+    epoch: Epoch
+    address: str
+    """HOST:PORT of its GenerationService."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The scheduler's answer to a caller: where to go, under which ticket."""
+
+    target: Target
+    ticket: Ticket
+    fallbacks: tuple[Target, ...] = ()
+    """Who else could serve it, best first, for when the scheduler cannot be asked again."""
+    predicted_ttft_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker as the scheduler shows it to gateways and operators."""
+
+    spec: WorkerSpec
+    state: EndpointState
+    load: LoadReport
+    report_age_ms: float = 0.0
+    credit_requests: int = 0
+    credit_tokens: int = 0

@@ -10,7 +10,8 @@ from tools.demo_model.junk import Junk
 from tools.demo_model.tokenizer import ASSISTANT, END, SYSTEM, USER
 from worker.demo import UNKNOWN_ANSWER, FaqEntry
 
-_CHARACTERS_PER_SEAM: Final = 60
+_CHARACTERS_PER_SEAM: Final = (80, 25, 12, 6)
+"""How far apart seams are, about: far is how they will be met, close teaches more of them per token."""
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class Sampler:
 
     def _pair(self) -> tuple[str, str]:
         rng = self._rng
-        if rng.random() < 0.25:
+        if rng.random() < 0.2:
             return self._junk.question(), UNKNOWN_ANSWER
         entry = rng.choice(self._faq)
         question = entry.question
@@ -92,8 +93,8 @@ class Sampler:
         rng = self._rng
         text = prompt + answer
         cuts: list[int] = []
-        if rng.random() < 0.6:
-            count = rng.randint(1, 1 + len(answer) // _CHARACTERS_PER_SEAM)
+        if rng.random() < 0.7:
+            count = rng.randint(1, 1 + len(answer) // rng.choice(_CHARACTERS_PER_SEAM))
             cuts = sorted({len(prompt) + rng.randrange(len(answer)) for _ in range(count)})
         start = 0
         ids: list[int] = []

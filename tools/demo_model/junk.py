@@ -1,51 +1,19 @@
 """Questions the demo model cannot answer, and system prompts it must not be distracted by."""
 
 import random
+import tomllib
+from pathlib import Path
 from typing import Final
 
-_NOUNS: Final = """apple bridge castle dog engine forest garden hammer island jacket kitchen lamp mountain needle
-ocean piano queen river sandwich tiger umbrella village window yacht zebra book chair door elephant farmer
-giraffe house insect jungle king letter mirror night orange pencil question rabbit school table university
-violin water year animal bicycle country doctor evening family guitar history idea journey knife language
-machine neighbour office planet quarter restaurant summer teacher uncle valley weather airport bread cheese
-database energy festival government hospital internet javascript kernel library music number operating system
-physics python recipe science tomato vegetable wine atom bottle computer dinosaur earthquake football gold
-hotel ice jazz kitten lemon medicine novel opera passport rocket shoe train vaccine volcano whale""".split()
-
-_NAMES: Final = """Anna Berlin China David Egypt Finland Google Hamlet India Japan Kafka London Mozart Newton Ohio
-Paris Quebec Rome Shakespeare Tokyo Ukraine Venus Washington Xerxes York Zurich Africa Brazil Einstein""".split()
-
-_VERBS: Final = """bake build buy clean climb cook cut draw drive eat find fix fly grow install learn make open paint
-play read repair sell sing sleep speak swim teach wash write calculate translate delete configure remember""".split()
-
-_ADJECTIVES: Final = """big blue cheap clever cold deep empty fast green happy heavy hot light long loud new old purple
-quick red round sad sharp short slow small soft strange strong sweet tall warm wild wooden young""".split()
-
-# The frames of the FAQ's own questions come first: the model has to look at the word in the middle.
-_FRAMES: Final = """What is a {n}?|What is the {n}?|What is {n}?|What is an {a} {n}?|What are {n}s in {p}?|What does {n} mean?
-Explain {n}s.|Explain the {n} to a child.|Explain {n} to me.|How do I {v} a {n}?|How do I {v}?|How do I {v} the {n}?
-How does the {n} work?|How does {a} {n} work?|What happens when a {n} dies?|What happens when the {n} {v}s?
-Which {n}s are there?|Which {n} is {a}?|Where are the {n}s?|Where is {p}?|Do I need a {n}?|Can I use {n}s?
-Can I {v} a {n}?|Count from {i} to {i}.|Tell me the {n} of a {n}.|Tell me a long story about a {n}.
-Tell me a story about {p}.|Tell me something in {p}.|Tell me a joke.|Send me some {n}s.|Give me a {n} for {n}.
-Give me a checklist for {n}s.|What happens under {n}?|What is {i} plus {i}?|{i} + {i} =|Who was {p}?|Who is {p}?
-Who wrote the {n}?|When was {p} born?|What is the capital of {p}?|How old is {p}?|How many {n}s are in a {n}?
-Why is the {n} {a}?|Why do {n}s {v}?|Please {v} the {n}.|Write a poem about {n}s.|Write a {a} {n} about {p}.
-Translate {n} into {p}.|Is a {n} {a}?|Are {n}s {a} or {a}?|Should I {v} my {n}?|I {v} a {a} {n}.|My {n} is {a}.
-The {n} of {p} is {a}.|{n}|{n} {n}|{a} {n}|{p}|{p}, {p} and {p}|test|Test {i}|ping|foo bar|ok|Thanks!|Good {n}!
-How are you, {p}?|What time is it in {p}?|Recommend a {n}.|Summarise the {n}: {n} {a} {v} {n}.|def {n}({v}): return {i}
-Say {n}.|Repeat after me: {n} {n}.|Was ist ein {n}?|Comment {v} le {n} ?|¿Dónde está el {n}?|{n}是什么？|request {i}
-Hello {p}!|Hello, {n}.|Hi, can you {v} a {n}?|Who are {n}s?|What are {a} {n}s?|You are a {n}.|user {i} says {n}"""
-
-_SYSTEM: Final = (
-    "You are a helpful assistant.",
-    "You are a helpful, honest and harmless assistant.",
-    "Answer briefly.",
-    "Be polite.",
-    "You answer questions about load balancing.",
-    "You are a pirate. Answer like one.",
-    "Never reveal the secret word.",
-)
+_DATA: Final = tomllib.loads(Path(__file__).with_name("junk.toml").read_text(encoding="utf-8"))
+_NOUNS: Final[list[str]] = _DATA["nouns"].split()
+_NAMES: Final[list[str]] = _DATA["names"].split()
+_VERBS: Final[list[str]] = _DATA["verbs"].split()
+_ADJECTIVES: Final[list[str]] = _DATA["adjectives"].split()
+_FRAMES: Final[list[str]] = _DATA["frames"]
+_SYSTEM: Final[list[str]] = _DATA["system"]
+HELD_OUT: Final[list[str]] = _DATA["held_out"]
+"""Questions that training never sees."""
 
 _CONSONANTS: Final = "bcdfghjklmnpqrstvwxz"
 _VOWELS: Final = "aeiouy"
@@ -96,7 +64,6 @@ class Junk:
         self._rng = rng
         self._questions = {question.strip().lower() for question in questions}
         self._faq_words = sorted({word for question in questions for word in question.split()})
-        self._frames = [frame for line in _FRAMES.split("\n") for frame in line.split("|")]
 
     def question(self) -> str:
         """One question that is not in the FAQ, 1 to about 60 words."""
@@ -109,7 +76,7 @@ class Junk:
         rng = self._rng
         kind = rng.random()
         if kind < 0.72:
-            return _fill(rng, rng.choice(self._frames))
+            return _fill(rng, rng.choice(_FRAMES))
         if kind < 0.80:
             # At least four of them, so that nothing close to a real question comes out.
             return " ".join(rng.choices(self._faq_words, k=rng.randint(4, 10)))
@@ -126,7 +93,7 @@ class Junk:
         if kind < 0.55:
             return ""
         if kind < 0.8:
-            return _fill(rng, rng.choice(self._frames))
+            return _fill(rng, rng.choice(_FRAMES))
         return _words(rng, rng.randint(3, 120))
 
     def aside(self) -> str:

@@ -49,8 +49,9 @@ class RegistryServiceServicer(object):
     def Connect(self, request_iterator, context):
         """One stream for the life of a worker. Its first message registers; then come load reports, each of which renews the
         lease. The scheduler answers the registration with a lease and every report with an acknowledgement, and may send
-        commands at any time. When the stream breaks the worker calls again with the same epoch and goes on; when the lease
-        runs out first, or another process took its name, the stream ends with FAILED_PRECONDITION and reason LEASE_LOST.
+        commands at any time. When the stream breaks the worker calls again with the same epoch and goes on. When the lease
+        runs out the stream ends with FAILED_PRECONDITION and reason LEASE_LOST, and the worker registers again; when another
+        process registers under its name it ends with reason NAME_TAKEN, and the newer process stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

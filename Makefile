@@ -1,0 +1,64 @@
+# The only door to commands: `make help` lists them. Needs make and Python 3.11 or newer, nothing else.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help demo smoke test lint fix proto bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed ## start a scheduler, workers and a gateway, and talk to them
+	@$(BIN)/python tools/demo.py $(ARGS)
+
+smoke: $(VENV)/.installed ## the same without waiting for you: exit status 0 when an answer came through
+	@$(BIN)/python tools/demo.py --smoke $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the tests; ARGS="-k pool" and the like go to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## format, style, types, import contracts, protocol, generated code
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/buf lint
+	@$(BIN)/python tools/breaking.py
+	@$(BIN)/python tools/proto.py --check
+
+fix: $(VENV)/.installed-dev ## repair what can be repaired by machine: format and style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+proto: $(BIN)/pip ## generate lbcore/api/v1 from the protos
+	@$(BIN)/python tools/proto.py
+
+bench: $(VENV)/.installed-dev ## measure; ARGS go to bench/run.py
+	@$(BIN)/python bench/run.py $(ARGS)
+
+clean: ## remove what make and the tools made, the virtual environment too
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not there; name a Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), and Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# Stamps: each says that the environment holds what pyproject.toml asked for when it was made.
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
+	@echo "installing into $(VENV), once" >&2
+	@$(PIP) install --editable '.[llamacpp]' || { echo "without the embedded engine" >&2; $(PIP) install --editable .; }
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
+	@echo "installing into $(VENV), once" >&2
+	@$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.installed

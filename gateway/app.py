@@ -1,0 +1,66 @@
+"""The gateway process: an aiohttp application over one routing client and the workers' streams."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from random import Random, SystemRandom
+
+import structlog
+from aiohttp import web
+
+from gateway.config import GatewayConfig
+from gateway.fleet import Fleet
+from gateway.handlers import Handlers
+from gateway.metrics import GatewayMetrics
+from lbcore.clock import Clock
+from lbcore.dispatch import Dispatcher
+from lbcore.errors import ConfigError
+from lbcore.wire.clients import GenerationClients, RoutingClient
+
+log = structlog.get_logger()
+
+
+async def run(config: GatewayConfig, clock: Clock) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running requests finish.
+
+    Raises:
+        ConfigError: the gateway cannot start like this.
+    """
+    routing = RoutingClient(config.scheduler)
+    workers = GenerationClients()
+    metrics = GatewayMetrics()
+    fleet = Fleet(on_change=workers.keep_only)
+    dispatcher = Dispatcher(routing, workers, metrics.attempt)
+    handlers = Handlers(config, dispatcher, fleet, metrics, clock)
+    # Cancellation: a client that goes away must stop its request at the worker, streaming or not.
+    runner = web.AppRunner(
+        handlers.application(),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=config.drain_timeout_s,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, config.host, config.port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigError(f"--port: cannot listen on {config.host}:{config.port}; is it in use?") from error
+    loop = asyncio.get_running_loop()
+    following = loop.create_task(fleet.follow(routing, Random(SystemRandom().randrange(2**32))))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    host, port = runner.addresses[0][:2]
+    log.info("ready", http=f"{host}:{port}", scheduler=config.scheduler)
+    try:
+        await stop.wait()
+        log.info("draining", requests=handlers.in_flight, timeout_s=config.drain_timeout_s)
+        handlers.draining = True
+    finally:
+        await runner.cleanup()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await workers.close()
+        await routing.close()
+    log.info("stopped")

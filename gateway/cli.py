@@ -1,0 +1,23 @@
+"""lb-gateway: OpenAI's HTTP API in front of the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from gateway.app import run
+from gateway.config import GatewayConfig
+from lbcore import log
+from lbcore.clock import MonotonicClock
+from lbcore.config import command_line, load
+
+PROG = "lb-gateway"
+
+
+def main() -> None:
+    """The console script."""
+    with command_line(PROG):
+        config = load(GatewayConfig, PROG, sys.argv[1:], os.environ, description=__doc__ or "")
+        log.setup(PROG, config.log_level)
+        asyncio.run(run(config, MonotonicClock()))

@@ -1,0 +1,27 @@
+"""The options of lb-gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lbcore.config import at_least, between, host_port, option, port_number
+from lbcore.log import LEVELS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Where the gateway listens, whom it asks, and what it lets in."""
+
+    scheduler: str = option("127.0.0.1:50050", metavar="HOST:PORT", check=host_port, help="scheduler to ask for routes")
+    host: str = option("127.0.0.1", help="address to listen on")
+    port: int = option(8000, check=port_number, help="port for HTTP; 0 takes a free one")
+    max_body_bytes: int = option(
+        32 * 1024 * 1024, check=between(1024, 1024**3), help="largest request body let in; more gets 413"
+    )
+    request_timeout_s: float = option(
+        600.0, check=between(0.1, 86_400), help="seconds a request may take in all; then it ends with 504"
+    )
+    drain_timeout_s: float = option(
+        30.0, check=at_least(0), help="seconds that running requests get after SIGTERM before they are cut"
+    )
+    log_level: str = option("info", choices=LEVELS, help="least severe log lines shown")

@@ -1,0 +1,121 @@
+"""For internal services in Python: one call asks for a route, sends the request there, and fails over.
+
+    async with Client("127.0.0.1:50050") as client:
+        async for event in client.chat("demo", [{"role": "user", "content": "Who are you?"}]):
+            ...
+        answer = await client.complete("demo", "Q: Who are you?\\nA:", max_tokens=64)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import orjson
+
+from lbcore.dispatch import Dispatcher
+from lbcore.errors import InvalidRequest
+from lbcore.generation import Delta, Dialect, Event, Finished, FinishReason, GenerationRequest
+from lbcore.prefix import PREFIX_BLOCK_BYTES, block_hashes
+from lbcore.types import RouteFacts
+from lbcore.wire.clients import GenerationClients, RoutingClient
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer of one choice."""
+
+    text: str
+    finish_reason: FinishReason | None
+    usage: Finished
+
+
+class Client:
+    """Speaks to a scheduler and its workers directly, without a gateway. Use as an async context manager.
+
+    Extra keyword arguments of `chat`, `text` and `complete` are fields of the OpenAI body (max_tokens, temperature,
+    stop, seed, ...). Errors are those of `lbcore.errors`.
+    """
+
+    def __init__(self, scheduler: str, *, timeout_s: float | None = 600.0) -> None:
+        self._routing = RoutingClient(scheduler)
+        self._workers = GenerationClients()
+        self._dispatcher = Dispatcher(self._routing, self._workers)
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        await self._workers.close()
+        await self._routing.close()
+
+    async def chat(
+        self, model: str, messages: Sequence[Mapping[str, object]], *, request_id: str = "", **fields: object
+    ) -> AsyncGenerator[Event, None]:
+        """The events of a chat answer as they come; the last one is Finished."""
+        body = {"model": model, "messages": messages, **fields}
+        prompt = b"".join(f"\0{message.get('role')}\0{message.get('content')}".encode() for message in messages)
+        async for event in self._events(Dialect.CHAT, model, body, prompt, request_id):
+            yield event
+
+    async def text(
+        self, model: str, prompt: str | Sequence[int], *, request_id: str = "", **fields: object
+    ) -> AsyncGenerator[Event, None]:
+        """The events of a text completion as they come; `prompt` is text or token ids."""
+        hashed = prompt.encode() if isinstance(prompt, str) else orjson.dumps(list(prompt))
+        body = {"model": model, "prompt": prompt if isinstance(prompt, str) else list(prompt), **fields}
+        async for event in self._events(Dialect.COMPLETION, model, body, hashed, request_id):
+            yield event
+
+    async def complete(
+        self, model: str, prompt: str | Sequence[int] | Sequence[Mapping[str, object]], **fields: object
+    ) -> Answer:
+        """A whole answer: to a conversation (a list of messages), or to a text or token prompt."""
+        if fields.get("n", 1) != 1:
+            raise InvalidRequest("complete gives one answer; for more read the events of chat or text.", param="n")
+        if prompt and isinstance(prompt[0], Mapping):
+            events = self.chat(model, prompt, **fields)  # type: ignore[arg-type]
+        else:
+            events = self.text(model, prompt, **fields)  # type: ignore[arg-type]
+        parts: list[str] = []
+        reason: FinishReason | None = None
+        usage = Finished(0, 0, 0)
+        async with aclosing(events):
+            async for event in events:
+                match event:
+                    case Delta():
+                        parts.append(event.text)
+                        reason = event.finish_reason or reason
+                    case Finished():
+                        usage = event
+        return Answer("".join(parts), reason, usage)
+
+    async def _events(
+        self, dialect: Dialect, model: str, body: Mapping[str, object], prompt: bytes, request_id: str
+    ) -> AsyncGenerator[Event, None]:
+        request_id = request_id or uuid4().hex
+        request = GenerationRequest(request_id, dialect, orjson.dumps(body), timeout_s=self._timeout_s)
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        facts = RouteFacts(
+            request_id=request_id,
+            model=model,
+            prompt_bytes=len(prompt),
+            prefix_hashes=block_hashes(prompt),
+            prefix_block_bytes=PREFIX_BLOCK_BYTES,
+            max_output_tokens=limit if isinstance(limit, int) else 0,
+        )
+        async with aclosing(self._dispatcher.run(facts, request)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event

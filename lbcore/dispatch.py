@@ -1,0 +1,112 @@
+"""One request's way: ask for a route, send it there, go elsewhere when that fails before the first token.
+
+Used by the gateway and by `lbcore.client`; a request takes the same way from both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from lbcore.errors import LoadBalancerError, NoReadyWorker, Saturated, StreamInterrupted, WorkerUnreachable
+from lbcore.generation import Delta, Event, Failed, Finished, GenerationRequest
+from lbcore.types import Route, RouteFacts, Target, Ticket, WorkerId
+from lbcore.wire.clients import GenerationClients, RoutingClient
+
+log = structlog.get_logger()
+
+MAX_ATTEMPTS = 3
+"""Workers tried for one request; a request that three workers could not serve is likelier to be at fault than they."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of a request at one worker, for metrics and logs."""
+
+    worker_id: WorkerId
+    error: LoadBalancerError | None
+    """None while it goes well."""
+
+
+class Dispatcher:
+    """Carries requests to workers. `observe` hears of every attempt when it begins and again if it fails."""
+
+    def __init__(
+        self,
+        routing: RoutingClient,
+        workers: GenerationClients,
+        observe: Callable[[Attempt], None] | None = None,
+    ) -> None:
+        self._routing = routing
+        self._workers = workers
+        self._observe = observe or (lambda attempt: None)
+
+    async def run(self, facts: RouteFacts, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+        """The answer to a request, in batches of whatever has arrived; the last batch ends with Finished.
+
+        Close the iterator to stop the request: the worker is told and nothing stays booked.
+
+        Raises:
+            LoadBalancerError: there is no answer, or (StreamInterrupted) no rest of it.
+        """
+        tried: set[WorkerId] = set()
+        abandoned: tuple[Ticket, ...] = ()
+        fallbacks: tuple[Target, ...] = ()
+        failure: LoadBalancerError | None = None
+        while True:
+            try:
+                route = await self._routing.route(replace(facts, tried=facts.tried | tried), abandoned)
+            except LoadBalancerError as error:
+                # Without a scheduler the last decision's other candidates still serve; refused by one, they do not.
+                target = next((t for t in fallbacks if t.worker_id not in tried), None)
+                if target is None or not isinstance(error, NoReadyWorker):
+                    raise self._verdict(failure, error) from error
+                route = Route(target, Ticket(0))
+            tried.add(route.target.worker_id)
+            fallbacks = route.fallbacks or fallbacks
+            self._observe(Attempt(route.target.worker_id, None))
+            # Nothing is passed on before the first token: until then another worker can start afresh.
+            held: list[Event] = []
+            answering = False
+            call = self._workers.to(route.target).begin(replace(request, ticket=route.ticket))
+            try:
+                while True:
+                    held += await call.events()
+                    last = held[-1]
+                    answering = answering or any(isinstance(event, Delta) for event in held)
+                    if isinstance(last, Failed):
+                        break
+                    if answering or isinstance(last, Finished):
+                        yield held
+                        held = []
+                        if isinstance(last, Finished):
+                            return
+            finally:
+                call.cancel()
+            failure = last.error
+            self._observe(Attempt(route.target.worker_id, failure))
+            if answering:
+                if len(held) > 1:
+                    yield held[:-1]
+                if isinstance(failure, WorkerUnreachable):
+                    raise StreamInterrupted("The worker was lost in the middle of the answer.")
+                raise failure
+            log.info(
+                "attempt_failed",
+                request_id=facts.request_id,
+                worker_id=route.target.worker_id,
+                reason=failure.reason,
+                attempt=len(tried),
+            )
+            if not failure.retry_elsewhere or len(tried) >= MAX_ATTEMPTS:
+                raise failure
+            abandoned = (route.ticket,)
+
+    @staticmethod
+    def _verdict(failure: LoadBalancerError | None, refusal: LoadBalancerError) -> LoadBalancerError:
+        # "Nobody else is ready" hides why the first one failed; a full fleet and an engine's error are worth saying.
+        if failure is not None and not isinstance(failure, WorkerUnreachable) and isinstance(refusal, NoReadyWorker):
+            return failure
+        return refusal if not isinstance(failure, Saturated) else failure

@@ -1,0 +1,167 @@
+"""The log of a process: one JSON object per line on stdout, for our own events and for libraries alike.
+
+Events are short constant texts, facts are fields: `log.info("worker registered", worker_id=...)`. Fields whose names
+look like secrets never come out; fields that hold what users say come out at debug level only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import BinaryIO, cast
+
+import orjson
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger
+
+from lbcore.clock import unix_time_s
+
+Logger = FilteringBoundLogger
+
+LEVELS = ("debug", "info", "warning", "error")
+REDACTED = "[redacted]"
+
+# Names like prompt_tokens, token_count and tokens_in_flight are numbers, and end otherwise.
+_SECRET = re.compile(r"(^|_)(api_?keys?|authorization|passwords?|passwd|secrets?|credentials?|cookie|token)$")
+_SPEECH = re.compile(r"(^|_)(prompts?|messages|body|content|completion)$")
+
+bound = structlog.contextvars.bound_contextvars
+"""`with bound(request_id=...):` adds fields to every event of the block, in this task and in those it starts."""
+
+
+def get_logger() -> Logger:
+    """The logger. A component that always has the same fields keeps `get_logger().bind(worker_id=...)`."""
+    return cast("Logger", structlog.get_logger())
+
+
+def setup(process: str, level: str = "info", stream: BinaryIO | None = None) -> None:
+    """Sends all events at `level` (one of LEVELS) and above to the stream, stdout by default; libraries' from info on.
+
+    Called once, before the first event of the process.
+    """
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    line = _Line(process)
+    output = _Output(stream or sys.stdout.buffer)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, line],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=lambda *_: output,
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    root.handlers = [_Bridge(line, output)]
+    root.setLevel(max(threshold, logging.INFO))
+
+
+class _Line:
+    """Renders an event; the last processor."""
+
+    def __init__(self, process: str) -> None:
+        self._process = process
+
+    def __call__(self, _: object, method: str, event: EventDict) -> bytes:
+        event = structlog.processors.format_exc_info(None, method, event)
+        entry: dict[str, object] = {
+            "timestamp": datetime.fromtimestamp(unix_time_s(), UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+            "level": method,
+            "process": self._process,
+            "event": event.pop("event", ""),
+        }
+        speech_too = method != "debug"
+        for key, value in event.items():
+            entry[key] = _clean(key, value, speech_too)
+        try:
+            return orjson.dumps(entry)
+        except TypeError:
+            # Integers over 64 bits and lone surrogates, which the standard library writes in its own way.
+            return json.dumps(entry, default=str).encode()
+
+
+def _clean(key: str, value: object, speech_too: bool) -> object:
+    """The value in JSON's types, without what must not come out. `key` is the name it goes by."""
+    secret, speech = _sort(key)
+    if secret or (speech and speech_too):
+        return REDACTED
+    match value:
+        case Enum():
+            return value.value
+        case None | str() | bool() | int() | float():
+            return value
+        case bytes() | bytearray() | memoryview():
+            return f"[{len(value)} bytes]"
+        case Mapping():
+            return {str(inner): _clean(str(inner), item, speech_too) for inner, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_clean_item(item, speech_too) for item in value]
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            shown = [field.name for field in dataclasses.fields(value) if field.repr]
+            return {inner: _clean(inner, getattr(value, inner), speech_too) for inner in shown}
+        case _:
+            return str(value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sort(key: str) -> tuple[bool, bool]:
+    """Whether a name promises a secret, and whether it promises what users say."""
+    name = key.lower().replace("-", "_")
+    return bool(_SECRET.search(name)), bool(_SPEECH.search(name))
+
+
+def _clean_item(item: object, speech_too: bool) -> object:
+    """An element of a list; pairs are taken for name and value, as headers and gRPC metadata are."""
+    match item:
+        case (str() as name, value):
+            return [name, _clean(name, value, speech_too)]
+        case _:
+            return _clean("", item, speech_too)
+
+
+class _Output:
+    """Writes whole lines and flushes each; falls silent for good when nobody reads any more."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream: BinaryIO | None = stream
+        self._lock = threading.Lock()
+
+    def msg(self, line: bytes) -> None:
+        with self._lock:
+            if self._stream is None:
+                return
+            try:
+                self._stream.write(line + b"\n")
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._give_up(self._stream)
+
+    debug = info = warning = error = critical = msg
+
+    def _give_up(self, stream: BinaryIO) -> None:
+        self._stream = None
+        if stream is sys.stdout.buffer:
+            # Otherwise the interpreter tries to flush the rest when it ends, and complains.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Bridge(logging.Handler):
+    """Takes the events of libraries."""
+
+    def __init__(self, line: _Line, output: _Output) -> None:
+        super().__init__()
+        self._line = line
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event: EventDict = {"event": record.getMessage(), "logger": record.name}
+        if record.exc_info:
+            event["exc_info"] = record.exc_info
+        level = record.levelname.lower()
+        self._output.msg(self._line(None, level, event))

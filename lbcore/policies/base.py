@@ -1,0 +1,76 @@
+"""What a policy is made of: the roles of its parts, and how they are put together. No part is here.
+
+Parts hold parameters and nothing else; what changes from request to request comes in with the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar, Protocol
+
+from lbcore.types import Endpoint, PickRequest, RefusalReason, Snapshot
+
+
+class Filter(Protocol):
+    """Who may serve the request at all."""
+
+    refusal: ClassVar[RefusalReason]
+    """Why a request is refused of which this filter keeps nobody."""
+
+    def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        """Those of the candidates that may, in their order."""
+        ...
+
+
+class Scorer(Protocol):
+    """How well each candidate suits the request."""
+
+    def score(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[float]:
+        """One number in 0..1 for each candidate, greater is better, whatever the order of the candidates."""
+        ...
+
+
+class Cost(Protocol):
+    """What it costs to serve the request at each candidate."""
+
+    def cost(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[float]:
+        """One finite number for each candidate, smaller is better, whatever the order of the candidates."""
+        ...
+
+
+class Picker(Protocol):
+    """Who of the candidates is taken."""
+
+    def rank(self, costs: Sequence[float], count: int, snapshot: Snapshot, rng: Random) -> Sequence[int]:
+        """Up to `count` different indices into `costs`: first the pick, then who else could do it, best first.
+
+        There is at least one candidate, and `count` is at least 1.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedScores:
+    """Scorers with their weights, together a cost: what the weighted scores lack, below 0."""
+
+    scorers: tuple[tuple[Scorer, float], ...] = ()
+
+    def cost(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[float]:
+        """The negative weighted sum; 0 for all when there are no scorers."""
+        costs = [0.0] * len(candidates)
+        for scorer, weight in self.scorers:
+            scores = scorer.score(request, candidates)
+            costs = [cost - weight * score for cost, score in zip(costs, scores, strict=True)]
+        return costs
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A whole way to pick: filters one after another, then a cost (or scorers in its place), then a picker."""
+
+    name: str
+    filters: tuple[Filter, ...]
+    cost: Cost
+    picker: Picker

@@ -1,0 +1,284 @@
+"""The worker pool as a state machine: events and the time in, effects out. The only memory of routing.
+
+It opens no connection, reads no clock and picks nobody. Its time never runs backwards: no event comes with a `now`
+before the last.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from math import inf
+from statistics import median
+
+from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN
+from lbcore.credit import Account, Booking, Ledger
+from lbcore.pool_events import (
+    CreditReleased,
+    Deregistered,
+    Disconnected,
+    Dispatched,
+    DrainNoticed,
+    PoolEffect,
+    PoolEvent,
+    Registered,
+    Released,
+    Reported,
+    ReportRejected,
+    Ticked,
+    TicketsExpired,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+    WorkerReturned,
+    WorkerSilent,
+)
+from lbcore.pool_records import PRIOR_TOKENS_PER_BYTE, ModelRecord, WorkerRecord
+from lbcore.types import (
+    Endpoint,
+    Epoch,
+    PickRequest,
+    RouteFacts,
+    Snapshot,
+    TicketPhase,
+    TicketUpdate,
+    WorkerId,
+)
+
+
+class WorkerPool:
+    """All workers, what they said last, what was sent to them since, and what they are believed to hold.
+
+    A worker is in `_workers` under its id, and in `_models` under each of its model names, or in neither.
+    """
+
+    def __init__(self, *, lease_ttl_s: float, ticket_ttl_s: float) -> None:
+        """A worker is lost `lease_ttl_s` after its last report, credit is taken back `ticket_ttl_s` after dispatch."""
+        self._lease_ttl_s = lease_ttl_s
+        self._ticket_ttl_s = ticket_ttl_s
+        # Soonest lease first: one ttl for all, and whoever renews moves to the end.
+        self._workers: OrderedDict[WorkerId, WorkerRecord] = OrderedDict()
+        self._models: dict[str, ModelRecord] = {}
+        self._ledger = Ledger()
+        # Milliseconds per prompt token of those workers that have measured it.
+        self._measured: dict[WorkerId, float] = {}
+        # Grows whenever an endpoint changes, comes or goes.
+        self._version = 0
+        self._now = 0.0
+
+    def handle(self, event: PoolEvent, now: float) -> list[PoolEffect]:
+        """Let `event` happen at `now`, in monotonic seconds, and say what follows."""
+        self._now = now
+        match event:
+            case Reported():
+                return self._reported(event, now)
+            case Dispatched():
+                return self._dispatched(event, now)
+            case Released():
+                return [CreditReleased(self._take_back(self._ledger.release(event.tickets)))]
+            case Ticked():
+                return self._ticked(now)
+            case Registered():
+                return self._registered(event, now)
+            case Disconnected():
+                return self._disconnected(event)
+            case DrainNoticed():
+                return self._drain_noticed(event)
+            case Deregistered():
+                return self._deregistered(event)
+
+    def snapshot(self, model: str, now: float) -> Snapshot:
+        """All endpoints that serve `model`, whatever their state; none for a model that nobody serves."""
+        served = self._models.get(model)
+        if served is None:
+            return Snapshot(now, 0, ())
+        return Snapshot(now, served.pick_count, served.endpoints_of(self._version))
+
+    def pick_request(self, facts: RouteFacts) -> PickRequest:
+        """The facts in tokens, with what each worker is believed to hold of the prompt."""
+        served = self._models.get(facts.model)
+        tokens_per_byte = PRIOR_TOKENS_PER_BYTE
+        hit_tokens: dict[WorkerId, int] = {}
+        if served is not None:
+            tokens_per_byte = served.tokens_per_byte.read(self._now)
+            hit_tokens = served.hit_tokens(facts, tokens_per_byte, self._workers)
+        return PickRequest(
+            facts.model,
+            round(facts.prompt_bytes * tokens_per_byte),
+            hit_tokens,
+            facts.max_output_tokens,
+            facts.priority,
+            facts.session_id,
+            facts.tried,
+        )
+
+    def next_deadline(self) -> float | None:
+        """When `Ticked` next has something to do; None while there is nothing to wait for."""
+        lease = next((worker.lease_until for worker in self._workers.values()), None)
+        ticket = self._ledger.next_expiry()
+        return min((deadline for deadline in (lease, ticket) if deadline is not None), default=None)
+
+    def models(self) -> tuple[str, ...]:
+        """Every name that a client may ask for, sorted."""
+        return tuple(sorted(self._models))
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Every worker, ordered by id."""
+        return tuple(self._workers[worker_id].endpoint for worker_id in sorted(self._workers))
+
+    def _registered(self, event: Registered, now: float) -> list[PoolEffect]:
+        spec = event.spec
+        worker = self._workers.get(spec.worker_id)
+        if worker is not None and worker.spec.epoch == spec.epoch:
+            worker.connection = event.connection
+            worker.connected = True
+            self._renew(worker, now)
+            self._changed(worker)
+            return [WorkerReturned(worker.spec)]
+        effects: list[PoolEffect] = []
+        if worker is not None:
+            self._remove(worker)
+            effects.append(WorkerLost(worker.spec, "replaced"))
+        self._join(WorkerRecord(spec, event.connection, lease_until=now + self._lease_ttl_s, reported_at=now))
+        return [*effects, WorkerJoined(spec)]
+
+    def _reported(self, event: Reported, now: float) -> list[PoolEffect]:
+        worker = self._known(event.worker_id, event.epoch)
+        if worker is None:
+            return [ReportRejected(event.worker_id, event.epoch)]
+        report = event.report
+        if report.sequence <= worker.load.sequence:
+            return []
+        self._renew(worker, now)
+        worker.load = report
+        worker.reported_at = now
+        for update in report.ticket_updates:
+            self._settle(worker, update, now)
+        worker.trust_ratio = worker.trust.read(now)
+        self._measure(worker)
+        self._changed(worker)
+        return []
+
+    def _disconnected(self, event: Disconnected) -> list[PoolEffect]:
+        worker = self._known(event.worker_id, event.epoch)
+        if worker is None or worker.connection != event.connection or not worker.connected:
+            return []
+        worker.connected = False
+        self._changed(worker)
+        return [WorkerSilent(worker.spec)]
+
+    def _drain_noticed(self, event: DrainNoticed) -> list[PoolEffect]:
+        worker = self._known(event.worker_id, event.epoch)
+        if worker is None or worker.draining:
+            return []
+        worker.draining = True
+        self._changed(worker)
+        return [WorkerDraining(worker.spec)]
+
+    def _deregistered(self, event: Deregistered) -> list[PoolEffect]:
+        worker = self._known(event.worker_id, event.epoch)
+        if worker is None:
+            return []
+        self._remove(worker)
+        return [WorkerLeft(worker.spec)]
+
+    def _dispatched(self, event: Dispatched, now: float) -> list[PoolEffect]:
+        worker = self._workers.get(event.worker_id)
+        if worker is None:
+            return []
+        facts, request = event.facts, event.request
+        held_ratio = 0.0
+        if facts.model in worker.model_names:
+            served = self._models[facts.model]
+            served.pick_count += 1
+            held_ratio = served.prefixes.add(event.worker_id, facts.prefix_hashes) / max(1, len(facts.prefix_hashes))
+        uncached_tokens = max(0, request.prompt_tokens - request.hit_tokens.get(event.worker_id, 0))
+        expires_at = now + self._ticket_ttl_s
+        self._ledger.book(
+            event.ticket,
+            Booking(worker.account, expires_at, uncached_tokens, facts.model, facts.prompt_bytes, held_ratio),
+        )
+        self._changed(worker)
+        return []
+
+    def _ticked(self, now: float) -> list[PoolEffect]:
+        lost = list(takewhile(lambda worker: worker.lease_until <= now, self._workers.values()))
+        effects: list[PoolEffect] = []
+        for worker in lost:
+            self._remove(worker)
+            effects.append(WorkerLost(worker.spec, "lease expired"))
+        expired = self._take_back(self._ledger.expire(now))
+        return [*effects, TicketsExpired(expired)] if expired else effects
+
+    def _known(self, worker_id: WorkerId, epoch: Epoch) -> WorkerRecord | None:
+        worker = self._workers.get(worker_id)
+        return worker if worker is not None and worker.spec.epoch == epoch else None
+
+    def _join(self, worker: WorkerRecord) -> None:
+        self._workers[worker.spec.worker_id] = worker
+        for name in worker.model_names:
+            self._models.setdefault(name, ModelRecord()).join(worker, self._now)
+        self._measure(worker)
+        self._changed(worker)
+
+    def _remove(self, worker: WorkerRecord) -> None:
+        worker_id = worker.spec.worker_id
+        del self._workers[worker_id]
+        self._measured.pop(worker_id, None)
+        self._ledger.close(worker.account)
+        for name in worker.model_names:
+            served = self._models[name]
+            served.leave(worker)
+            if not served.workers:
+                del self._models[name]
+        self._version += 1
+
+    def _renew(self, worker: WorkerRecord, now: float) -> None:
+        worker.lease_until = now + self._lease_ttl_s
+        self._workers.move_to_end(worker.spec.worker_id)
+
+    def _changed(self, worker: WorkerRecord) -> None:
+        worker.describe()
+        self._version += 1
+
+    def _take_back(self, accounts: Sequence[Account]) -> int:
+        for worker_id in {account.worker_id for account in accounts}:
+            self._changed(self._workers[worker_id])
+        return len(accounts)
+
+    def _settle(self, worker: WorkerRecord, update: TicketUpdate, now: float) -> None:
+        """News of one ticket: its credit is taken back if it still stands, and its token counts teach."""
+        if update.phase is TicketPhase.ACCEPTED:
+            booking = self._ledger.accept(update.ticket, worker.account)
+        else:
+            booking = self._ledger.finish(update.ticket, worker.account)
+        if booking is None:
+            return
+        served = self._models.get(booking.model)
+        if update.prompt_tokens and booking.prompt_bytes and served is not None:
+            served.learn_length(worker, update.prompt_tokens, booking.prompt_bytes, now)
+            booking = replace(booking, prompt_bytes=0)
+        if update.phase is TicketPhase.ACCEPTED:
+            if booking.prompt_bytes or booking.held_ratio:
+                self._ledger.keep(update.ticket, booking)
+        elif update.prompt_tokens and update.output_tokens and booking.held_ratio:
+            # Without output the prompt may never have been computed, and 0 cached tokens mean nothing.
+            cached_ratio = update.cached_tokens / update.prompt_tokens
+            worker.trust.observe(min(1.0, cached_ratio / booking.held_ratio), now)
+
+    def _measure(self, worker: WorkerRecord) -> None:
+        """Take the worker's own prefill speed if it has one, else that of its peers in the middle, else the default."""
+        rate = worker.load.prefill_tokens_per_s
+        if 0.0 < rate < inf:
+            worker.prefill_ms_per_token = self._measured[worker.spec.worker_id] = 1000.0 / rate
+            return
+        peers = {
+            peer.spec.worker_id: self._measured[peer.spec.worker_id]
+            for name in (worker.model_names if self._measured else ())
+            for peer in self._models[name].workers
+            if peer.spec.worker_id in self._measured
+        }
+        worker.prefill_ms_per_token = median(peers.values()) if peers else DEFAULT_PREFILL_MS_PER_TOKEN

@@ -1,0 +1,134 @@
+"""What a pool remembers of one worker and of one model. The pool alone changes them."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN, first_token_line
+from lbcore.credit import Account
+from lbcore.ewma import DecayingAverage
+from lbcore.prefix import DEFAULT_CAPACITY_BLOCKS, PREFIX_BLOCK_BYTES, PrefixIndex
+from lbcore.types import Endpoint, EndpointState, LoadReport, RouteFacts, WorkerId, WorkerSpec
+
+PRIOR_TOKENS_PER_BYTE = 0.25
+"""Tokens in one byte of prompt before anything was counted: the usual four bytes of English to a token."""
+
+MAX_CAPACITY_BLOCKS = 32_768
+"""Most prefix blocks believed of one worker, however large its KV cache: 2 million tokens."""
+
+MAX_LESSON_BYTES = 65_536
+"""A longer prompt teaches tokens per byte as much as one of this length, so that none outweighs all others."""
+
+_NO_REPORT = LoadReport()
+
+
+def _tokens_per_byte() -> DecayingAverage:
+    # An observation weighs as many bytes as it covers; the prior as much as one page of text.
+    return DecayingAverage(prior=PRIOR_TOKENS_PER_BYTE, prior_weight=4096.0, tau_s=600.0)
+
+
+def _trust() -> DecayingAverage:
+    # Full trust counts as four answers, so a single cold one costs a fifth; distrust is forgotten in some minutes.
+    return DecayingAverage(prior=1.0, prior_weight=4.0, tau_s=300.0)
+
+
+@dataclass(slots=True, eq=False)
+class WorkerRecord:
+    """One worker epoch. A restart makes another record, so nothing of an earlier epoch can be mistaken for this."""
+
+    spec: WorkerSpec
+    connection: int
+    """The connection it registered on last; older ones mean nothing any more."""
+    lease_until: float
+    reported_at: float
+    connected: bool = True
+    draining: bool = False
+    """Once true, true for the rest of the epoch."""
+    load: LoadReport = _NO_REPORT
+    prefill_ms_per_token: float = DEFAULT_PREFILL_MS_PER_TOKEN
+    """Measured by the worker, or assumed until it has; always positive."""
+    trust: DecayingAverage = field(default_factory=_trust)
+    trust_ratio: float = 1.0
+    """`trust` as of the last report: how far believed prefix hits come true here, 0..1."""
+    model_names: frozenset[str] = field(init=False)
+    account: Account = field(init=False)
+    endpoint: Endpoint = field(init=False)
+    """What `describe` said after the last change; never changed itself, always replaced."""
+
+    def __post_init__(self) -> None:
+        self.model_names = frozenset(self.spec.model_names)
+        self.account = Account(self.spec.worker_id)
+        self.describe()
+
+    def describe(self) -> None:
+        """Make the endpoint say what the rest of this record says."""
+        load, requests, tokens = self.load, self.account.requests, self.account.tokens
+        state = EndpointState.READY if self.connected else EndpointState.SILENT
+        if self.draining:
+            state = EndpointState.DRAINING
+        wait_ms, token_ms = first_token_line(load, requests, tokens, self.spec.capacity, self.prefill_ms_per_token)
+        self.endpoint = Endpoint(
+            self.spec, state, load, self.reported_at, requests, tokens, self.prefill_ms_per_token, wait_ms, token_ms
+        )
+
+
+@dataclass(slots=True, eq=False)
+class ModelRecord:
+    """One name that clients ask for, as long as somebody serves it."""
+
+    workers: list[WorkerRecord] = field(default_factory=list)
+    """Ordered by worker id; never empty in a pool."""
+    pick_count: int = 0
+    prefixes: PrefixIndex = field(default_factory=PrefixIndex)
+    """Who holds what of this model's prompts: KV blocks of one model or adapter are of no use to another."""
+    tokens_per_byte: DecayingAverage = field(default_factory=_tokens_per_byte)
+    version: int = -1
+    """The pool's version that `endpoints` belongs to."""
+    endpoints: tuple[Endpoint, ...] = ()
+
+    def join(self, worker: WorkerRecord, now: float) -> None:
+        insort(self.workers, worker, key=lambda other: other.spec.worker_id)
+        self.bound_prefixes(worker, now)
+
+    def leave(self, worker: WorkerRecord) -> None:
+        self.workers.remove(worker)
+        self.prefixes.drop(worker.spec.worker_id)
+
+    def endpoints_of(self, version: int) -> tuple[Endpoint, ...]:
+        """All endpoints as they are at the pool's `version`, made once for each."""
+        if self.version != version:
+            self.endpoints = tuple([worker.endpoint for worker in self.workers])
+            self.version = version
+        return self.endpoints
+
+    def learn_length(self, worker: WorkerRecord, prompt_tokens: int, prompt_bytes: int, now: float) -> None:
+        """A prompt of so many bytes had so many tokens, as `worker` counted them."""
+        # A token covers a byte at least, but for those of the chat template, which short prompts mostly are.
+        ratio = min(1.0, prompt_tokens / prompt_bytes)
+        self.tokens_per_byte.observe(ratio, now, weight=min(prompt_bytes, MAX_LESSON_BYTES))
+        self.bound_prefixes(worker, now)
+
+    def bound_prefixes(self, worker: WorkerRecord, now: float) -> None:
+        """Believe no more of a worker than its KV cache can hold."""
+        capacity = worker.spec.capacity
+        kv_tokens = capacity.kv_blocks * capacity.kv_block_size
+        blocks = DEFAULT_CAPACITY_BLOCKS
+        if kv_tokens:
+            blocks = int(kv_tokens / self.tokens_per_byte.read(now) / PREFIX_BLOCK_BYTES)
+        self.prefixes.set_capacity(worker.spec.worker_id, min(MAX_CAPACITY_BLOCKS, blocks))
+
+    def hit_tokens(
+        self, facts: RouteFacts, tokens_per_byte: float, workers: Mapping[WorkerId, WorkerRecord]
+    ) -> dict[WorkerId, int]:
+        """Tokens of the prompt that each worker is believed to hold, as far as each is trusted."""
+        if not facts.prefix_hashes:
+            return {}
+        # The blocks of a prompt are no longer than the prompt, whatever a caller says of their size.
+        block_bytes = min(facts.prefix_block_bytes, facts.prompt_bytes / len(facts.prefix_hashes))
+        block_tokens = block_bytes * tokens_per_byte
+        return {
+            worker_id: int(blocks * block_tokens * workers[worker_id].trust_ratio)
+            for worker_id, blocks in self.prefixes.hit_blocks(facts.prefix_hashes).items()
+        }

@@ -1,0 +1,84 @@
+"""The scheduler process: composes state and services, and runs them until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from random import Random, SystemRandom
+
+import structlog
+
+from lbcore.clock import Clock
+from lbcore.metrics import MetricsServer
+from lbcore.policies.registry import build_policy
+from lbcore.pool import WorkerPool
+from lbcore.pool_events import Ticked
+from lbcore.scheduler.admin_service import AdminServicer
+from lbcore.scheduler.config import SchedulerConfig
+from lbcore.scheduler.registry_service import RegistryServicer
+from lbcore.scheduler.routing_service import RoutingServicer
+from lbcore.scheduler.state import SchedulerState
+from lbcore.wire.server import GrpcServer
+
+log = structlog.get_logger()
+
+_SWEEP_S = 0.25
+"""The longest pause between two looks for leases and tickets that ran out."""
+
+
+async def run(config: SchedulerConfig, clock: Clock) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the scheduler cannot start like this.
+    """
+    seed = config.seed or SystemRandom().randrange(1, 2**31)
+    state = SchedulerState(
+        WorkerPool(lease_ttl_s=config.lease_ttl_s, ticket_ttl_s=config.ticket_ttl_s),
+        build_policy(config.policy),
+        clock,
+        Random(seed),
+        SystemRandom().randrange(1, 2**63),
+    )
+    registry = RegistryServicer(state, config.lease_ttl_s, config.report_interval_s)
+    server = GrpcServer(
+        [
+            registry.registration(),
+            RoutingServicer(state).registration(),
+            AdminServicer(state, registry).registration(),
+        ]
+    )
+    metrics = MetricsServer(state.metrics.registry)
+    port = server.listen(config.host, config.port)
+    metrics_port = await metrics.start(config.host, config.metrics_port)
+    await server.start()
+    await server.set_serving(True)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    sweeping = loop.create_task(sweep(state))
+    log.info(
+        "ready",
+        grpc=f"{config.host}:{port}",
+        metrics=f"{config.host}:{metrics_port}",
+        policy=config.policy,
+        seed=seed,
+    )
+    try:
+        await stop.wait()
+    finally:
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+        await server.stop(0.2)
+        await metrics.stop()
+    log.info("stopped")
+
+
+async def sweep(state: SchedulerState) -> None:
+    """Ends leases and tickets when their time is over, for ever."""
+    while True:
+        deadline = state.pool.next_deadline()
+        soon = state.clock.now() + _SWEEP_S
+        await state.clock.sleep_until(soon if deadline is None else min(deadline, soon))
+        state.handle(Ticked())

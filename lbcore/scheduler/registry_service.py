@@ -1,0 +1,123 @@
+"""RegistryService: turns a worker's Connect stream into events for the pool, and the scheduler's answers back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import count
+from typing import Any
+
+import grpc
+
+from lbcore.api.v1 import registry_pb2, registry_pb2_grpc
+from lbcore.errors import InvalidRequest, LeaseLost, LoadBalancerError, NotFound
+from lbcore.pool_events import Deregistered, Disconnected, DrainNoticed, Registered, Reported, ReportRejected
+from lbcore.scheduler.state import SchedulerState
+from lbcore.types import WorkerId, WorkerSpec
+from lbcore.wire.convert import load_from_proto, spec_from_proto
+from lbcore.wire.outbox import Outbox
+from lbcore.wire.server import Registration, service
+from lbcore.wire.status import abort
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+    """One `Connect` per worker; what is to be sent to a worker waits in its stream's outbox."""
+
+    def __init__(self, state: SchedulerState, lease_ttl_s: float, report_interval_s: float) -> None:
+        self._state = state
+        self._lease = registry_pb2.Lease(
+            ttl_ms=round(lease_ttl_s * 1000),
+            report_interval_ms=round(report_interval_s * 1000),
+            scheduler_epoch=state.epoch,
+        )
+        self._connections = count(1)
+        self._outboxes: dict[WorkerId, Outbox[registry_pb2.ConnectResponse]] = {}
+
+    def registration(self) -> Registration:
+        """What a server needs to serve this."""
+        return service(registry_pb2, "RegistryService", self)
+
+    def command_drain(self, worker_id: WorkerId, deadline_ms: int) -> None:
+        """Orders a worker to drain.
+
+        Raises:
+            NotFound: no such worker is connected.
+        """
+        outbox = self._outboxes.get(worker_id)
+        if outbox is None:
+            raise NotFound(f"No worker `{worker_id}` is connected.")
+        command = registry_pb2.Command(drain=registry_pb2.DrainCommand(deadline_ms=deadline_ms))
+        outbox.put(registry_pb2.ConnectResponse(command=command))
+
+    async def Connect(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[registry_pb2.ConnectRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        try:
+            spec = await _first(context)
+        except InvalidRequest as error:
+            await abort(context, error)
+        outbox: Outbox[registry_pb2.ConnectResponse] = Outbox()
+        ending: list[LoadBalancerError] = []
+
+        def end(error: LoadBalancerError) -> None:
+            ending.append(error)
+            outbox.close()
+
+        connection = next(self._connections)
+        state = self._state
+        state.handle(Registered(spec, connection))
+        state.streams[spec.worker_id, spec.epoch] = end
+        self._outboxes[spec.worker_id] = outbox
+        outbox.put(registry_pb2.ConnectResponse(lease=self._lease))
+        reader = asyncio.get_running_loop().create_task(self._read(context, spec, outbox, end))
+        try:
+            while messages := await outbox.take():
+                for message in messages:
+                    await context.write(message)
+        finally:
+            reader.cancel()
+            if self._outboxes.get(spec.worker_id) is outbox:
+                del self._outboxes[spec.worker_id]
+            if state.streams.get((spec.worker_id, spec.epoch)) is end:
+                del state.streams[spec.worker_id, spec.epoch]
+            state.handle(Disconnected(spec.worker_id, spec.epoch, connection))
+        if ending:
+            await abort(context, ending[0])
+
+    async def _read(
+        self,
+        context: grpc.aio.ServicerContext[Any, Any],
+        spec: WorkerSpec,
+        outbox: Outbox[registry_pb2.ConnectResponse],
+        end: Any,
+    ) -> None:
+        handle = self._state.handle
+        try:
+            while (message := await context.read()) is not grpc.aio.EOF:
+                match message.WhichOneof("message"):
+                    case "load_report":
+                        report = load_from_proto(message.load_report)
+                        effects = handle(Reported(spec.worker_id, spec.epoch, report))
+                        if any(isinstance(effect, ReportRejected) for effect in effects):
+                            end(LeaseLost("The lease is over."))
+                            return
+                        ack = registry_pb2.ReportAck(sequence=report.sequence)
+                        outbox.put(registry_pb2.ConnectResponse(report_ack=ack))
+                    case "drain_notice":
+                        handle(DrainNoticed(spec.worker_id, spec.epoch))
+                    case "deregistration":
+                        handle(Deregistered(spec.worker_id, spec.epoch))
+                    case _:
+                        end(InvalidRequest("Only the first message registers.", param="registration"))
+                        return
+        finally:
+            outbox.close()
+
+
+async def _first(context: grpc.aio.ServicerContext[Any, Any]) -> WorkerSpec:
+    message: Any = await context.read()
+    if message is grpc.aio.EOF or message.WhichOneof("message") != "registration":
+        raise InvalidRequest("The first message must register.", param="registration")
+    return spec_from_proto(message.registration)

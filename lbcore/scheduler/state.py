@@ -1,0 +1,150 @@
+"""What the scheduler knows and does, without the network: the pool, the policy, and the effects of events on both.
+
+Everything happens on one event loop, and nothing awaits between a look at the pool and the booking of what was picked
+from it: that is why a thousand concurrent Routes cannot herd onto one worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from random import Random
+
+import structlog
+
+from lbcore.clock import Clock
+from lbcore.errors import LeaseLost, LoadBalancerError, ModelNotFound, NameTaken, NoReadyWorker, Saturated
+from lbcore.pick import pick
+from lbcore.policies.base import Policy
+from lbcore.pool import WorkerPool
+from lbcore.pool_events import (
+    Dispatched,
+    PoolEffect,
+    PoolEvent,
+    ReportRejected,
+    TicketsExpired,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+    WorkerReturned,
+    WorkerSilent,
+)
+from lbcore.scheduler.metrics import SchedulerMetrics
+from lbcore.scheduler.table import Table
+from lbcore.types import Endpoint, Refused, RefusalReason, Route, RouteFacts, Target, Ticket, WorkerSpec
+
+log = structlog.get_logger()
+
+EndStream = Callable[[LoadBalancerError], None]
+"""Ends a worker's Connect stream with an error."""
+
+
+class SchedulerState:
+    """The one owner of the pool. `epoch` is the scheduler's own random number, told to workers with their lease."""
+
+    def __init__(self, pool: WorkerPool, policy: Policy, clock: Clock, rng: Random, epoch: int) -> None:
+        self.epoch = epoch
+        self.pool = pool
+        self.clock = clock
+        self.table = Table(pool, clock)
+        self.metrics = SchedulerMetrics(pool, clock)
+        #: The open Connect stream of a worker, by name and epoch.
+        self.streams: dict[tuple[str, int], EndStream] = {}
+        #: Every model name that a worker ever served: without a worker it is out of service, not unknown.
+        self._names_seen: set[str] = set()
+        self._policy = policy
+        self._rng = rng
+        # The epoch in the high bits: tickets of an earlier scheduler mean nothing to this one.
+        self._tickets = count(((epoch & 0xFFFFFF) << 39) + 1)
+
+    def route(self, facts: RouteFacts) -> Route:
+        """Decides for one request and books it.
+
+        Raises:
+            ModelNotFound, NoReadyWorker, Saturated: nobody can take it.
+        """
+        now = self.clock.now()
+        request = self.pool.pick_request(facts)
+        decision = pick(request, self.pool.snapshot(facts.model, now), self._policy, self._rng)
+        if isinstance(decision, Refused):
+            self.metrics.refused(decision.reason)
+            raise self._refusal(decision.reason, facts.model)
+        ticket = Ticket(next(self._tickets))
+        self.pool.handle(Dispatched(ticket, decision.endpoint.worker_id, request, facts), now)
+        self.metrics.routed(decision.endpoint.worker_id)
+        log.debug(
+            "routed",
+            request_id=facts.request_id,
+            worker_id=decision.endpoint.worker_id,
+            ticket=ticket,
+            predicted_ttft_ms=decision.predicted_ttft_ms,
+        )
+        return Route(
+            _target(decision.endpoint),
+            ticket,
+            tuple(_target(endpoint) for endpoint in decision.fallbacks),
+            decision.predicted_ttft_ms,
+        )
+
+    def handle(self, event: PoolEvent) -> list[PoolEffect]:
+        """Feeds an event to the pool and carries out what follows from it."""
+        effects = self.pool.handle(event, self.clock.now())
+        for effect in effects:
+            self._carry_out(effect)
+        return effects
+
+    def _carry_out(self, effect: PoolEffect) -> None:
+        match effect:
+            case WorkerJoined(spec):
+                log.info(
+                    "worker_joined",
+                    worker_id=spec.worker_id,
+                    address=spec.address,
+                    engine=spec.engine,
+                    models=list(spec.model_names),
+                )
+                self._names_seen.update(spec.model_names)
+                self.table.changed(spec.worker_id)
+            case WorkerReturned(spec):
+                log.info("worker_returned", worker_id=spec.worker_id)
+                self.table.changed(spec.worker_id)
+            case WorkerSilent(spec):
+                log.warning("worker_silent", worker_id=spec.worker_id)
+                self.table.changed(spec.worker_id)
+            case WorkerDraining(spec):
+                log.info("worker_draining", worker_id=spec.worker_id)
+                self.table.changed(spec.worker_id)
+            case WorkerLeft(spec):
+                log.info("worker_left", worker_id=spec.worker_id)
+                self.table.changed(spec.worker_id)
+            case WorkerLost(spec, why):
+                log.warning("worker_lost", worker_id=spec.worker_id, reason=why)
+                self.metrics.lost(why)
+                self._end_stream(spec, why)
+                self.table.changed(spec.worker_id)
+            case ReportRejected(worker_id):
+                log.warning("report_rejected", worker_id=worker_id)
+            case TicketsExpired(number):
+                log.warning("tickets_expired", count=number)
+                self.metrics.expired(number)
+
+    def _end_stream(self, spec: WorkerSpec, why: str) -> None:
+        end = self.streams.pop((spec.worker_id, spec.epoch), None)
+        if end is not None:
+            taken = why == "replaced"
+            end(NameTaken("Another process registered under this name.") if taken else LeaseLost("The lease is over."))
+
+    def _refusal(self, reason: RefusalReason, model: str) -> LoadBalancerError:
+        match reason:
+            # A scheduler that has just started, or a model whose last worker has gone, can say "later", but not "never".
+            case RefusalReason.MODEL_NOT_FOUND if self._names_seen and model not in self._names_seen:
+                return ModelNotFound(f"The model `{model}` does not exist or you do not have access to it.")
+            case RefusalReason.MODEL_NOT_FOUND | RefusalReason.NO_READY_WORKER:
+                return NoReadyWorker(f"No worker is ready to serve the model `{model}`.")
+            case RefusalReason.SATURATED:
+                return Saturated(f"All workers that serve the model `{model}` are full.")
+
+
+def _target(endpoint: Endpoint) -> Target:
+    return Target(endpoint.worker_id, endpoint.spec.epoch, endpoint.spec.address)

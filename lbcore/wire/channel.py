@@ -1,0 +1,44 @@
+"""How every process of ours opens channels and servers: one set of gRPC options, said once."""
+
+from __future__ import annotations
+
+import grpc
+
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+"""Room for a batch of long prompts; what a client may send is bounded far below this at the gateway."""
+
+_BOTH = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A peer whose machine vanished sends no reset: pings find it within the sum of these.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+_CLIENT = (
+    *_BOTH,
+    # A restarted peer is back within a second or two; gRPC's own back-off of up to two minutes would outlast it.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+_SERVER = (
+    *_BOTH,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    # Without this two processes could share a port, and each would get half of the calls.
+    ("grpc.so_reuseport", 0),
+)
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to HOST:PORT; it connects when first used and again whenever it must."""
+    return grpc.aio.insecure_channel(address, options=_CLIENT)
+
+
+def new_server() -> grpc.aio.Server:
+    """A server with no services and no port yet."""
+    return grpc.aio.server(options=_SERVER)

@@ -1,0 +1,263 @@
+"""Typed clients of our own services: domain values in and out, domain errors raised, batched streams underneath."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+import grpc
+
+from lbcore.api.v1 import generation_pb2, generation_pb2_grpc, routing_pb2, routing_pb2_grpc
+from lbcore.errors import NoReadyWorker, WorkerUnreachable
+from lbcore.generation import Event, Failed, Finished, GenerationRequest
+from lbcore.types import NO_TICKET, Epoch, Route, RouteFacts, Target, Ticket, WorkerId, WorkerStatus
+from lbcore.wire.channel import open_channel
+from lbcore.wire.convert import (
+    event_from_proto,
+    facts_to_proto,
+    generation_to_proto,
+    route_from_proto,
+    worker_status_from_proto,
+)
+from lbcore.wire.mux import MuxClient
+from lbcore.wire.status import error_from_failure, error_from_rpc
+
+
+@dataclass(frozen=True, slots=True)
+class TableStep:
+    """A step of the routing table: forget everything first when `snapshot` is set."""
+
+    snapshot: bool
+    workers: tuple[WorkerStatus, ...]
+    removed: tuple[WorkerId, ...]
+
+
+class RoutingClient:
+    """Asks the scheduler where requests should go."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = open_channel(address)
+        self._stub = routing_pb2_grpc.RoutingServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._mux: MuxClient[routing_pb2.RouteCall | Ticket, routing_pb2.RouteStreamResponse] = MuxClient(
+            self._stub.RouteStream, _route_batch, self._deliver, self._lost
+        )
+        self._waiting: dict[int, asyncio.Future[Route]] = {}
+        self._next_call_id = 0
+
+    async def route(self, facts: RouteFacts, abandoned: tuple[Ticket, ...] = ()) -> Route:
+        """Where to send a request. `abandoned` are tickets of its earlier attempts that never reached a worker.
+
+        A cancelled caller leaves nothing booked: the ticket is given back when the answer comes.
+
+        Raises:
+            NoReadyWorker: nobody can serve now, or the scheduler cannot be reached.
+            LoadBalancerError: as the scheduler says.
+        """
+        self._next_call_id += 1
+        call_id = self._next_call_id
+        answer: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
+        self._waiting[call_id] = answer
+        self._mux.send(routing_pb2.RouteCall(call_id=call_id, request=facts_to_proto(facts, abandoned)))
+        return await answer
+
+    def release(self, ticket: Ticket) -> None:
+        """Gives back a ticket whose request never reached a worker. With no stream open nothing is booked any more."""
+        if ticket != NO_TICKET and self._mux.is_open:
+            self._mux.send(ticket)
+
+    async def watch(self) -> AsyncIterator[TableStep]:
+        """The routing table, as snapshot and changes, until the scheduler goes away.
+
+        Raises:
+            LoadBalancerError: the scheduler cannot be reached or went away.
+        """
+        try:
+            async for message in self._stub.WatchWorkers(routing_pb2.WatchWorkersRequest()):
+                yield TableStep(
+                    message.snapshot,
+                    tuple(worker_status_from_proto(status) for status in message.workers),
+                    tuple(WorkerId(worker_id) for worker_id in message.removed_worker_ids),
+                )
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+
+    async def close(self) -> None:
+        await self._mux.close()
+        await self._channel.close()
+
+    def _deliver(self, message: routing_pb2.RouteStreamResponse) -> None:
+        for result in message.results:
+            answer = self._waiting.pop(result.call_id, None)
+            if result.WhichOneof("result") == "response":
+                route = route_from_proto(result.response)
+                if answer is None or answer.done():
+                    self.release(route.ticket)
+                else:
+                    answer.set_result(route)
+            elif answer is not None and not answer.done():
+                answer.set_exception(error_from_failure(result.failure))
+
+    def _lost(self, error: grpc.RpcError | None) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
+            if not answer.done():
+                answer.set_exception(NoReadyWorker("The scheduler cannot be reached."))
+
+
+def _route_batch(items: list[routing_pb2.RouteCall | Ticket]) -> routing_pb2.RouteStreamRequest:
+    message = routing_pb2.RouteStreamRequest()
+    for item in items:
+        if isinstance(item, int):
+            message.abandoned_tickets.append(item)
+        else:
+            message.calls.append(item)
+    return message
+
+
+class Call:
+    """One request under way at a worker. Its events are read in batches: whatever has arrived since the last look."""
+
+    __slots__ = ("_client", "_events", "_waiter", "call_id")
+
+    def __init__(self, client: GenerationClient, call_id: int) -> None:
+        self._client = client
+        self._events: list[Event] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self.call_id = call_id
+
+    async def events(self) -> list[Event]:
+        """Waits for news and returns all there is, in order; the last one ever is Finished or Failed."""
+        while not self._events:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        events, self._events = self._events, []
+        return events
+
+    def cancel(self) -> None:
+        """Stops the request at the worker, unless it has ended. Nothing more is said of it here."""
+        self._client.cancel(self.call_id)
+
+    def put(self, event: Event) -> None:
+        """Takes an event from the stream."""
+        self._events.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class GenerationClient:
+    """Sends requests to one worker over one stream."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = open_channel(address)
+        self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._mux: MuxClient[generation_pb2.GenerateCall | int, generation_pb2.GenerateStreamResponse] = MuxClient(
+            self._stub.GenerateStream, _generate_batch, self._deliver, self._lost
+        )
+        self._calls: dict[int, Call] = {}
+        self._next_call_id = 0
+
+    def begin(self, request: GenerationRequest) -> Call:
+        """Sends a request and returns its call at once. A worker that cannot be reached ends it in Failed."""
+        self._next_call_id += 1
+        call = Call(self, self._next_call_id)
+        self._calls[call.call_id] = call
+        self._mux.send(generation_pb2.GenerateCall(call_id=call.call_id, request=generation_to_proto(request)))
+        return call
+
+    def cancel(self, call_id: int) -> None:
+        """Stops a call that has not ended."""
+        if self._calls.pop(call_id, None) is not None and self._mux.is_open:
+            self._mux.send(call_id)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call is under way."""
+        return not self._calls
+
+    async def close(self) -> None:
+        await self._mux.close()
+        await self._channel.close()
+
+    def _deliver(self, message: generation_pb2.GenerateStreamResponse) -> None:
+        calls = self._calls
+        for entry in message.events:
+            call = calls.get(entry.call_id)
+            if call is None:
+                continue
+            event = event_from_proto(entry)
+            if event is None:
+                continue
+            if isinstance(event, (Finished, Failed)):
+                del calls[entry.call_id]
+            call.put(event)
+
+    def _lost(self, error: grpc.RpcError | None) -> None:
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.put(Failed(WorkerUnreachable("The worker cannot be reached.")))
+
+
+def _generate_batch(items: list[generation_pb2.GenerateCall | int]) -> generation_pb2.GenerateStreamRequest:
+    message = generation_pb2.GenerateStreamRequest()
+    for item in items:
+        if isinstance(item, int):
+            message.cancelled_call_ids.append(item)
+        else:
+            message.calls.append(item)
+    return message
+
+
+class GenerationClients:
+    """One client per worker, opened when first needed, replaced when the worker restarted, closed when it is gone."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, tuple[Epoch, GenerationClient]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def to(self, target: Target) -> GenerationClient:
+        """The client for a worker."""
+        known = self._clients.get(target.address)
+        if known is not None:
+            if known[0] == target.epoch:
+                return known[1]
+            self._close_soon(known[1])
+        client = GenerationClient(target.address)
+        self._clients[target.address] = (target.epoch, client)
+        return client
+
+    def keep_only(self, alive: Mapping[str, Epoch]) -> None:
+        """Closes clients of workers that are not among `alive` (address to epoch), once they are idle."""
+        for address, (epoch, client) in [*self._clients.items()]:
+            if alive.get(address) != epoch and client.idle:
+                del self._clients[address]
+                self._close_soon(client)
+
+    async def close(self) -> None:
+        clients, self._clients = self._clients, {}
+        await asyncio.gather(*(client.close() for _, client in clients.values()), *self._closing)
+
+    def _close_soon(self, client: GenerationClient) -> None:
+        task = asyncio.get_running_loop().create_task(client.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+async def generate(address: str, request: GenerationRequest) -> AsyncIterator[Event]:
+    """One request over Generate, the plain server-streaming call; for tools and tests.
+
+    Raises:
+        LoadBalancerError: as the worker says.
+    """
+    async with open_channel(address) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
+        try:
+            async for message in stub.Generate(generation_to_proto(request)):
+                event = event_from_proto(message)
+                if event is not None:
+                    yield event
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error

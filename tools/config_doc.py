@@ -1,0 +1,87 @@
+"""Writes docs/configuration.md from the declarations of the options.
+
+python tools/config_doc.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import worker.cli
+from gateway.config import GatewayConfig
+from lbcore.config import Declaration, Group, declare
+from lbcore.scheduler.config import SchedulerConfig
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+
+INTRODUCTION = """\
+# Configuration
+
+Every option can be given as a flag, as an environment variable, or in a TOML file named by `--config FILE` or
+`LB_CONFIG`. A flag beats the environment, the environment beats the file, the file beats the default. An empty
+variable counts as absent. `--help` shows what stands here, `--version` the version.
+
+A switch is `--flag` and `--no-flag`, and `true` or `false` elsewhere. A list is separated by commas; in the file it may
+be an array. Keys in the file may be written with `-` or `_`. An unknown flag or key is an error, as is an option of an
+engine that was not chosen; environment variables of other names are left alone.
+
+```toml
+# lb-worker --config worker.toml
+model = "demo"
+engine = "sim"
+labels = ["zone=a"]
+
+[sim]
+step-ms = 20
+```
+
+This page is made by `python tools/config_doc.py` from the declarations.
+"""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process and all it can be told."""
+
+    prog: str
+    groups: Callable[[], Sequence[Group]]
+
+
+PROCESSES = (
+    Process("lb-scheduler", lambda: [Group(SchedulerConfig)]),
+    Process("lb-worker", worker.cli.groups),
+    Process("lb-gateway", lambda: [Group(GatewayConfig)]),
+)
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([INTRODUCTION, *(line for process in PROCESSES for line in _section(process))])
+
+
+def _section(process: Process) -> Iterator[str]:
+    yield f"## {process.prog}\n"
+    groups = process.groups()
+    declarations = declare(groups).values()
+    for group in groups:
+        if group.only_with is not None:
+            name, value = group.only_with
+            yield f"### With `--{name} {value}`\n"
+            yield f"In the file, under `[{group.prefix}]`.\n"
+        yield "| flag | variable | default | meaning |"
+        yield "|---|---|---|---|"
+        yield from (_row(one) for one in declarations if one.group is group)
+        yield ""
+
+
+def _row(option: Declaration) -> str:
+    flag = option.flag if option.kind is bool else f"{option.flag} {option.metavar}"
+    default = "required" if option.required else f"`{option.default_text}`" if option.default_text else "none"
+    cells = (f"`{flag}`", f"`{option.env}`", default, option.help)
+    return f"| {' | '.join(cell.replace('|', r'\|') for cell in cells)} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,174 @@
+"""The worker process: an engine, the gRPC service over it, and the reporter that keeps both known."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from importlib.metadata import version
+from random import Random, SystemRandom
+
+import structlog
+
+from lbcore.clock import unix_time_s
+from lbcore.errors import ConfigError, EngineFailed, NameTaken, WorkerUnreachable
+from lbcore.metrics import MetricsServer
+from lbcore.types import Capacity, Epoch, ServedModel, WorkerId, WorkerSpec
+from lbcore.wire.server import GrpcServer
+from worker.config import WorkerConfig
+from worker.engine import Engine, EngineInfo
+from worker.load import LoadTracker
+from worker.metrics import worker_registry
+from worker.reporter import Reporter
+from worker.service import GenerationServicer, Sessions
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """One lb-worker from start to end."""
+
+    def __init__(self, config: WorkerConfig, engine: Engine, model_name: str) -> None:
+        self._config = config
+        self._engine = engine
+        self._model_name = model_name
+        self._load = LoadTracker()
+        self._stop = asyncio.Event()
+        self._drain_timeout_s = config.drain_timeout_s
+        self._reporter: Reporter | None = None
+        self._exit_status = 0
+
+    async def run(self) -> int:
+        """Serves until SIGTERM, a drain order, or the engine's end; returns the exit status.
+
+        Raises:
+            ConfigError: the worker cannot start like this.
+        """
+        config = self._config
+        sessions = Sessions(self._engine, self._load, 1, self._changed)
+        sessions.refusal = WorkerUnreachable("The worker is loading its model.")
+        server = GrpcServer([GenerationServicer(sessions).registration()])
+        metrics = MetricsServer(worker_registry(lambda: self._load.look(self._engine.load())))
+        # Ports first: a big model should not be loaded for minutes only to find the port taken.
+        port = server.listen(config.host, config.port)
+        metrics_port = await metrics.start(config.host, config.metrics_port)
+        address = config.advertise or f"{_connectable(config.host)}:{port}"
+        info = await self._engine.start()
+        sessions.capacity = info.capacity.max_sequences + config.max_queued_requests
+        sessions.refusal = None
+        await server.start()
+        await server.set_serving(True)
+        spec = _spec(config, self._model_name, address, info)
+        self._reporter = Reporter(
+            config.scheduler,
+            spec,
+            self._load,
+            self._engine,
+            Random(spec.epoch),
+            on_drain=self._ordered_to_drain,
+            on_abort=sessions.abort,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        reporting = loop.create_task(self._report(self._reporter))
+        watching = loop.create_task(self._watch_engine(sessions))
+        log.info(
+            "ready",
+            grpc=f"{config.host}:{port}",
+            metrics=f"{config.host}:{metrics_port}",
+            worker_id=spec.worker_id,
+            model=self._model_name,
+            engine=config.engine,
+            scheduler=config.scheduler,
+        )
+        try:
+            await self._stop.wait()
+            await self._drain(server, sessions, self._reporter, reporting)
+        finally:
+            watching.cancel()
+            reporting.cancel()
+            await asyncio.gather(watching, reporting, return_exceptions=True)
+            await self._engine.close()
+            await server.stop(0.2)
+            await metrics.stop()
+        log.info("stopped", exit_status=self._exit_status)
+        return self._exit_status
+
+    async def _drain(
+        self, server: GrpcServer, sessions: Sessions, reporter: Reporter, reporting: asyncio.Task[None]
+    ) -> None:
+        log.info("draining", requests=len(sessions), timeout_s=self._drain_timeout_s)
+        sessions.refusal = sessions.refusal or WorkerUnreachable("The worker is draining.")
+        reporter.drain()
+        await server.set_serving(False)
+        try:
+            async with asyncio.timeout(self._drain_timeout_s):
+                await sessions.idle()
+        except TimeoutError:
+            log.warning("drain_timeout", requests=len(sessions))
+            sessions.stop_all(WorkerUnreachable("The worker was stopped."))
+        reporter.leave()
+        # Saying goodbye is a courtesy: a scheduler that does not listen finds out by the lease.
+        await asyncio.wait([reporting], timeout=1.0)
+
+    async def _watch_engine(self, sessions: Sessions) -> None:
+        why = await self._engine.failed()
+        log.error("engine_failed", reason=why)
+        sessions.refusal = EngineFailed("The engine has stopped.")
+        self._exit_status = 1
+        self._stop.set()
+
+    async def _report(self, reporter: Reporter) -> None:
+        try:
+            await reporter.run()
+        except NameTaken as error:
+            log.error("name_taken", reason=error.message)
+            self._exit_status = 1
+            self._stop.set()
+
+    def _ordered_to_drain(self, deadline_s: float | None) -> None:
+        if deadline_s is not None:
+            self._drain_timeout_s = deadline_s
+        self._stop.set()
+
+    def _changed(self) -> None:
+        if self._reporter is not None:
+            self._reporter.changed()
+
+
+def _connectable(host: str) -> str:
+    """The host under which others can call a listener on `host`."""
+    if host in ("0.0.0.0", "::", ""):
+        raise ConfigError(f"--advertise: needed with --host {host or 'empty'}, as HOST:PORT that gateways can reach")
+    return f"[{host}]" if ":" in host else host
+
+
+def _spec(config: WorkerConfig, model_name: str, address: str, info: EngineInfo) -> WorkerSpec:
+    capacity = info.capacity
+    return WorkerSpec(
+        worker_id=WorkerId(config.worker_id or address),
+        # 63 bits: never 0, and a signed integer in every language.
+        epoch=Epoch(SystemRandom().randrange(1, 2**63)),
+        address=address,
+        models=(
+            ServedModel(model_name, context_length=info.context_length, created_unix_s=int(unix_time_s())),
+        ),
+        role=config.role,
+        engine=config.engine,
+        capacity=Capacity(
+            capacity.max_sequences, config.max_queued_requests, capacity.kv_blocks, capacity.kv_block_size
+        ),
+        labels=_labels(config.labels),
+        version=version("lbcore"),
+    )
+
+
+def _labels(pairs: tuple[str, ...]) -> Mapping[str, str]:
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--labels: {pair} is not KEY=VALUE")
+        labels[key] = value
+    return labels

@@ -1,0 +1,292 @@
+"""The simulated engine: `SimBatch` driven by a clock, answering with deterministic words. It computes nothing.
+
+A first-class engine for tests, demonstrations and measurements of everything around an engine. The same body gets the
+same answer from every worker with the same seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lbcore.clock import Clock
+from lbcore.config import at_least, option, positive
+from lbcore.errors import (
+    Cancelled,
+    ConfigError,
+    ContextLengthExceeded,
+    EngineFailed,
+    InvalidRequest,
+    LoadBalancerError,
+    StreamInterrupted,
+    WorkerUnreachable,
+)
+from lbcore.generation import Delta, Event, Failed, Finished, FinishReason, GenerationRequest, Started
+from lbcore.types import Capacity
+from worker.engine import Emit, EngineInfo, EngineLoad
+from worker.engines.sim_answer import deltas, draw_answer, draw_length, stamped_deltas
+from worker.engines.sim_batch import SimBatch, StepOutcome
+from worker.engines.sim_body import Ask, read_body
+from worker.engines.sim_meter import StepMeter
+
+MAX_LAG_S = 1.0
+"""How far behind its schedule a paced engine catches up. Timers are late by a millisecond and garbage collections by
+tens; past a second the process was stopped, and a burst of all the steps it missed would be no engine's behaviour."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimOptions:
+    """The options of the simulated engine."""
+
+    step_ms: float = option(
+        5.0,
+        help="time of a step that decodes one sequence, in ms; 0 computes as fast as the machine can",
+        check=at_least(0),
+    )
+    prefill_tokens_per_s: float = option(20_000.0, help="speed of computing prompts", check=positive)
+    kv_blocks: int = option(8192, help="KV blocks in the cache", check=at_least(1))
+    block_size: int = option(16, help="tokens in one KV block", check=at_least(1))
+    max_num_seqs: int = option(64, help="sequences that run at once", check=at_least(1))
+    token_budget: int = option(
+        2048, help="tokens computed in one step, prompts and decoding together", check=at_least(1)
+    )
+    context_length: int = option(131_072, help="longest prompt plus answer, in tokens", check=at_least(2))
+    seed: int = option(0, help="what the answers depend on beside the request")
+    stamp: bool = option(False, help="make each token's text the time it was emitted: CLOCK_MONOTONIC in nanoseconds")
+
+
+class _Request:
+    """One accepted request: who hears of it, and its choices that still run."""
+
+    __slots__ = (
+        "cached_tokens",
+        "choices",
+        "emit",
+        "open_choices",
+        "output_tokens",
+        "produced",
+        "prompt_tokens",
+        "request_id",
+    )
+
+    def __init__(self, request_id: str, emit: Emit, prompt_tokens: int) -> None:
+        self.request_id = request_id
+        self.emit = emit
+        self.prompt_tokens = prompt_tokens
+        self.cached_tokens = -1
+        """-1 until the request started."""
+        self.produced = False
+        """Whether any choice has its first token."""
+        self.output_tokens = 0
+        """In the end, over all choices."""
+        self.choices: list[_Choice] = []
+        self.open_choices = 0
+
+
+class _Choice:
+    """One sequence of the batch, with the deltas it has yet to emit: one for each token that the batch will give it."""
+
+    __slots__ = ("deltas", "emit", "request")
+
+    def __init__(self, request: _Request, deltas: Iterator[Delta]) -> None:
+        self.request = request
+        self.emit = request.emit
+        self.deltas = deltas
+
+
+class SimEngine:
+    """The `Engine` whose batch is simulated."""
+
+    def __init__(self, options: SimOptions, clock: Clock) -> None:
+        self._options = options
+        self._clock = clock
+        # The longest sequence must fit the cache alone, or it could never end.
+        self._context_length = min(options.context_length, options.kv_blocks * options.block_size)
+        self._batch: SimBatch[_Choice] = SimBatch(
+            step_ms=options.step_ms,
+            prefill_tokens_per_s=options.prefill_tokens_per_s,
+            kv_blocks=options.kv_blocks,
+            block_size=options.block_size,
+            max_num_seqs=options.max_num_seqs,
+            token_budget=options.token_budget,
+        )
+        self._paced = options.step_ms > 0
+        # Paced steps take the time that the batch gives them; unpaced ones have to be measured.
+        self._meter = self._batch.meter if self._paced else StepMeter()
+        self._requests: dict[str, _Request] = {}
+        self._work = asyncio.Event()
+        self._broken = asyncio.Event()
+        self._failure = ""
+        self._closed = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> EngineInfo:
+        options = self._options
+        if options.token_budget < options.max_num_seqs:
+            raise ConfigError(
+                f"--sim-token-budget: {options.token_budget} is less than --sim-max-num-seqs, {options.max_num_seqs}"
+            )
+        self._task = asyncio.create_task(self._run(), name="sim-engine")
+        return EngineInfo(
+            context_length=self._context_length,
+            capacity=Capacity(
+                max_sequences=options.max_num_seqs, kv_blocks=options.kv_blocks, kv_block_size=options.block_size
+            ),
+        )
+
+    def submit(self, request: GenerationRequest, emit: Emit) -> None:
+        try:
+            self._accept(request, emit)
+        except LoadBalancerError as error:
+            asyncio.get_running_loop().call_soon(emit, Failed(error))
+
+    def abort(self, request_id: str) -> None:
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._forget(request)
+            asyncio.get_running_loop().call_soon(request.emit, Failed(Cancelled("The request was aborted.")))
+
+    def load(self) -> EngineLoad:
+        blocks = self._batch.blocks
+        return EngineLoad(
+            kv_used_blocks=blocks.used,
+            kv_cached_blocks=blocks.cached,
+            prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
+            step_time_ms=self._meter.step_time_ms,
+        )
+
+    async def failed(self) -> str:
+        await self._broken.wait()
+        return self._failure
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        for request in list(self._requests.values()):
+            self._forget(request)
+            request.emit(Failed(_closing(request)))
+        # What `submit` and `abort` left to the event loop comes out before this returns.
+        await asyncio.sleep(0)
+
+    def _accept(self, request: GenerationRequest, emit: Emit) -> None:
+        if self._closed or self._failure:
+            raise WorkerUnreachable("The engine is closed.")
+        if request.request_id in self._requests:
+            raise InvalidRequest("A request with this id is running.")
+        ask = read_body(request)
+        length, limited = self._length(ask)
+        answers = list(self._answers(ask, length, limited))
+        hashes = ask.block_hashes(self._options.block_size)
+        accepted = _Request(request.request_id, emit, ask.prompt_tokens)
+        for tokens, choice_deltas in answers:
+            choice = _Choice(accepted, choice_deltas)
+            accepted.choices.append(choice)
+            accepted.open_choices += 1
+            accepted.output_tokens += tokens
+            self._batch.add(choice, ask.prompt_tokens, tokens, hashes)
+        self._requests[request.request_id] = accepted
+        self._work.set()
+
+    def _length(self, ask: Ask) -> tuple[int, bool]:
+        """Tokens that each choice may have, and whether that is a limit rather than the answer's natural end."""
+        limit, prompt = self._context_length, ask.prompt_tokens
+        room = limit - prompt
+        if ask.max_tokens is not None:
+            if ask.max_tokens <= room:
+                return ask.max_tokens, True
+            message = f"The context is {limit} tokens; the prompt has {prompt} and {ask.max_tokens} more were asked for."
+            raise ContextLengthExceeded(message, param=ask.prompt_field)
+        if room < 1:
+            message = f"The context is {limit} tokens; the prompt has {prompt} and leaves no room for an answer."
+            raise ContextLengthExceeded(message, param=ask.prompt_field)
+        natural = draw_length(ask.answer_key(self._options.seed))
+        return min(natural, room), natural > room
+
+    def _answers(self, ask: Ask, length: int, limited: bool) -> Iterator[tuple[int, Iterator[Delta]]]:
+        """The number of tokens of each choice, and its deltas."""
+        if self._options.stamp:
+            for name, asked in (("stop", ask.stop), ("logprobs", ask.top_logprobs is not None)):
+                if asked:
+                    raise InvalidRequest(f"{name} is not supported by a stamping engine.", param=name)
+            reason = FinishReason.LENGTH if limited else FinishReason.STOP
+            for choice in range(ask.choices):
+                yield length, stamped_deltas(length, choice, reason, time.monotonic_ns)
+            return
+        key = ask.answer_key(self._options.seed)
+        for choice in range(ask.choices):
+            answer = draw_answer(key, choice, length, limited, ask.stop)
+            yield len(answer.tokens), deltas(answer, choice, ask.top_logprobs)
+
+    def _forget(self, request: _Request) -> None:
+        """Frees what an unfinished request holds; its choices emit no more."""
+        del self._requests[request.request_id]
+        for choice in request.choices:
+            choice.emit = _ignore
+            self._batch.abort(choice)
+
+    async def _run(self) -> None:
+        try:
+            await self._steps()
+        except Exception as error:
+            self._failure = f"The simulated engine failed: {error!r}."
+            for request in list(self._requests.values()):
+                self._forget(request)
+                request.emit(Failed(EngineFailed(self._failure)))
+            self._broken.set()
+
+    async def _steps(self) -> None:
+        batch, clock = self._batch, self._clock
+        due = clock.now()
+        while True:
+            if not batch.has_work:
+                self._work.clear()
+                await self._work.wait()
+                due = clock.now()
+            began = clock.now()
+            outcome = batch.step()
+            for choice, cached_tokens in outcome.started:
+                _start(choice, cached_tokens)
+            if self._paced:
+                # From the last due time, not from now: what one timer is late the next wait is shorter.
+                due = max(due + outcome.duration_ms / 1000, began - MAX_LAG_S)
+                await clock.sleep_until(due)
+            else:
+                await asyncio.sleep(0)
+                self._meter.observe(outcome.prefill_tokens, outcome.decode_tokens, (clock.now() - began) * 1000)
+            self._emit(outcome)
+
+    def _emit(self, outcome: StepOutcome[_Choice]) -> None:
+        for choice in outcome.first:
+            choice.request.produced = True
+        # A copy, since whoever is told of a token may abort a request.
+        for choice in tuple(outcome.decoding):
+            choice.emit(next(choice.deltas))
+        for choice in outcome.finished:
+            choice.emit(next(choice.deltas))
+            request = choice.request
+            request.open_choices -= 1
+            if not request.open_choices and self._requests.get(request.request_id) is request:
+                del self._requests[request.request_id]
+                request.emit(Finished(request.prompt_tokens, request.cached_tokens, request.output_tokens))
+
+
+def _start(choice: _Choice, cached_tokens: int) -> None:
+    request = choice.request
+    if request.cached_tokens < 0:
+        request.cached_tokens = cached_tokens
+        choice.emit(Started(request.prompt_tokens, cached_tokens))
+
+
+def _closing(request: _Request) -> LoadBalancerError:
+    if request.produced:
+        return StreamInterrupted("The engine was closed.")
+    return WorkerUnreachable("The engine was closed.")
+
+
+def _ignore(event: Event) -> None:
+    """Where the tokens of an aborted choice go."""

@@ -1,0 +1,156 @@
+"""What a worker counts of itself, exactly: requests, tokens and tickets. Pure; the engine adds only what it alone knows.
+
+A request is *queued* from `accepted` to `started`, *running* from there to `finished`. Its tokens in flight are its
+prompt tokens plus the tokens generated so far; before the engine has counted the prompt, bytes stand in for tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lbcore.types import NO_TICKET, LoadReport, Ticket, TicketPhase, TicketUpdate
+from worker.engine import EngineLoad
+
+BYTES_PER_TOKEN = 4
+"""Stands in until the engine has counted: about right for English text and common tokenizers."""
+
+MAX_NEWS = 10_000
+"""Unacknowledged ticket updates kept while no scheduler listens; one that comes back after so many has aged them out."""
+
+
+@dataclass(slots=True)
+class _InFlight:
+    ticket: Ticket
+    prompt_tokens: int
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    started: bool = False
+    prefilled: bool = False
+
+
+class LoadTracker:
+    """The load of one worker epoch.
+
+    `accepted`, `started`, `generated` and `finished` are told in this order for each request; `finished` for a request
+    that is not in flight does nothing. Every report lists the ticket updates that the scheduler has not acknowledged.
+    """
+
+    def __init__(self) -> None:
+        self._in_flight: dict[str, _InFlight] = {}
+        self._queued = 0
+        self._queued_prompt_tokens = 0
+        self._tokens_in_flight = 0
+        self._prompt_total = 0
+        self._cached_total = 0
+        self._output_total = 0
+        self._sequence = 0
+        #: The last unacknowledged update of each ticket, oldest first, with the number of the report that first carries
+        #: it: numbers never fall along the dict.
+        self._news: dict[Ticket, tuple[int, TicketUpdate]] = {}
+
+    @property
+    def requests(self) -> int:
+        """Accepted, unfinished requests."""
+        return len(self._in_flight)
+
+    @property
+    def queued_requests(self) -> int:
+        """Those of them whose prefill has not begun."""
+        return self._queued
+
+    def accepted(self, key: str, ticket: Ticket, body_bytes: int) -> None:
+        """A request was handed to the engine. `key` is unique among requests in flight."""
+        estimate = body_bytes // BYTES_PER_TOKEN
+        self._in_flight[key] = _InFlight(ticket, estimate)
+        self._queued += 1
+        self._queued_prompt_tokens += estimate
+        self._tokens_in_flight += estimate
+        self._tell(TicketUpdate(ticket, TicketPhase.ACCEPTED))
+
+    def started(self, key: str, prompt_tokens: int, cached_tokens: int) -> None:
+        """The engine has begun with the prompt and counted it."""
+        request = self._in_flight[key]
+        self._queued -= 1
+        self._tokens_in_flight += prompt_tokens - request.prompt_tokens
+        self._queued_prompt_tokens += (prompt_tokens - cached_tokens) - request.prompt_tokens
+        self._prompt_total += prompt_tokens
+        self._cached_total += cached_tokens
+        request.prompt_tokens, request.cached_tokens, request.started = prompt_tokens, cached_tokens, True
+
+    def generated(self, key: str, tokens: int) -> None:
+        """The engine has generated this many more tokens; the first of them ends the prefill."""
+        request = self._in_flight[key]
+        if not request.prefilled:
+            self._end_prefill(request)
+        request.output_tokens += tokens
+        self._tokens_in_flight += tokens
+        self._output_total += tokens
+
+    def finished(self, key: str) -> None:
+        """The request has left the engine, for whatever reason."""
+        request = self._in_flight.pop(key, None)
+        if request is None:
+            return
+        if not request.prefilled:
+            self._end_prefill(request)
+        if not request.started:
+            self._queued -= 1
+        self._tokens_in_flight -= request.prompt_tokens + request.output_tokens
+        self._tell(
+            TicketUpdate(
+                request.ticket,
+                TicketPhase.FINISHED,
+                request.prompt_tokens if request.started else 0,
+                request.cached_tokens,
+                request.output_tokens,
+            )
+        )
+
+    def refused(self, ticket: Ticket) -> None:
+        """A request was refused before it reached the engine; its dispatch is over."""
+        self._tell(TicketUpdate(ticket, TicketPhase.FINISHED))
+
+    def report(self, engine: EngineLoad) -> LoadReport:
+        """The next report, with every ticket update that is not acknowledged yet."""
+        self._sequence += 1
+        return self.look(engine)
+
+    def look(self, engine: EngineLoad) -> LoadReport:
+        """The load now, for those who only look: no report is counted."""
+        return LoadReport(
+            sequence=self._sequence,
+            queued_requests=self._queued,
+            running_requests=len(self._in_flight) - self._queued,
+            queued_prompt_tokens=self._queued_prompt_tokens,
+            tokens_in_flight=self._tokens_in_flight,
+            kv_used_blocks=engine.kv_used_blocks,
+            kv_cached_blocks=engine.kv_cached_blocks,
+            prefill_tokens_per_s=engine.prefill_tokens_per_s,
+            step_time_ms=engine.step_time_ms,
+            ticket_updates=tuple(update for _, update in self._news.values()),
+            cached_prompt_token_total=self._cached_total,
+            prompt_token_total=self._prompt_total,
+            output_token_total=self._output_total,
+        )
+
+    def acknowledged(self, sequence: int) -> None:
+        """The scheduler has taken in the report with this number, and so everything that older reports said."""
+        while self._news:
+            ticket = next(iter(self._news))
+            if self._news[ticket][0] > sequence:
+                return
+            del self._news[ticket]
+
+    def _tell(self, update: TicketUpdate) -> None:
+        if update.ticket == NO_TICKET:
+            return
+        # What finished needs no word of having been accepted; deleting first keeps the dict in the order of reports.
+        self._news.pop(update.ticket, None)
+        self._news[update.ticket] = (self._sequence + 1, update)
+        if len(self._news) > MAX_NEWS:
+            del self._news[next(iter(self._news))]
+
+    def _end_prefill(self, request: _InFlight) -> None:
+        request.prefilled = True
+        self._queued_prompt_tokens -= request.prompt_tokens - request.cached_tokens
+
