@@ -16,9 +16,6 @@ from lbcore.wire.channel import new_server
 Registration = tuple[ServiceDescriptor, Callable[[grpc.aio.Server], None]]
 """A servicer and how to add it to a server; `service` makes one."""
 
-_NOTRegistration = tuple[ServiceDescriptor, Callable[[grpc.aio.Server], None]]
-"""A servicer and how to add it to a server; `service` makes one."""
-
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
