@@ -32,9 +32,10 @@ lint: $(VENV)/.installed-dev ## format, style, types, import contracts, protocol
 	@$(BIN)/python tools/breaking.py
 	@$(BIN)/python tools/proto.py --check
 
-fix: $(VENV)/.installed-dev ## repair what can be repaired by machine: format and style
-	@$(BIN)/ruff check --fix .
+fix: $(VENV)/.installed-dev ## repair what can be repaired by machine: format, style, docs/configuration.md
+	@$(BIN)/ruff check --fix --exit-zero --quiet .
 	@$(BIN)/ruff format .
+	@$(BIN)/python tools/config_doc.py
 
 proto: $(BIN)/pip ## generate lbcore/api/v1 from the protos
 	@$(BIN)/python tools/proto.py

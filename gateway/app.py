@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from random import Random, SystemRandom
 
@@ -19,6 +20,10 @@ from lbcore.errors import ConfigError
 from lbcore.wire.clients import GenerationClients, RoutingClient
 
 log = structlog.get_logger()
+
+# aiohttp logs what it could not parse as HTTP with the client's bytes in it; those may be anybody's prompt.
+_unparsable = logging.getLogger("gateway.unparsable")
+_unparsable.setLevel(logging.CRITICAL)
 
 
 async def run(config: GatewayConfig, clock: Clock) -> None:
@@ -37,6 +42,7 @@ async def run(config: GatewayConfig, clock: Clock) -> None:
     runner = web.AppRunner(
         handlers.application(),
         access_log=None,
+        logger=_unparsable,
         handler_cancellation=True,
         shutdown_timeout=config.drain_timeout_s,
     )
@@ -45,7 +51,7 @@ async def run(config: GatewayConfig, clock: Clock) -> None:
         await web.TCPSite(runner, config.host, config.port).start()
     except OSError as error:
         await runner.cleanup()
-        raise ConfigError(f"--port: cannot listen on {config.host}:{config.port}; is it in use?") from error
+        raise ConfigError(f"--port: cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
     loop = asyncio.get_running_loop()
     following = loop.create_task(fleet.follow(routing, Random(SystemRandom().randrange(2**32))))
     stop = asyncio.Event()

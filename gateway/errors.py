@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import NamedTuple
 
 import orjson
@@ -19,8 +19,10 @@ from lbcore.errors import (
     LeaseLost,
     LoadBalancerError,
     ModelNotFound,
+    NameTaken,
     NoReadyWorker,
     NotFound,
+    RetryLater,
     Saturated,
     StreamInterrupted,
     WorkerUnreachable,
@@ -54,6 +56,7 @@ OUTCOMES: dict[type[LoadBalancerError], Outcome] = {
     BodyTooLarge: Outcome(413, "invalid_request_error", "body_too_large"),
     ModelNotFound: Outcome(404, "invalid_request_error", "model_not_found", param="model"),
     NotFound: Outcome(404, "invalid_request_error", "not_found"),
+    RetryLater: Outcome(503, "server_error", "unavailable"),
     Saturated: Outcome(429, "rate_limit_error", "saturated"),
     NoReadyWorker: Outcome(503, "server_error", "no_ready_worker"),
     WorkerUnreachable: Outcome(503, "server_error", "worker_unreachable"),
@@ -62,6 +65,7 @@ OUTCOMES: dict[type[LoadBalancerError], Outcome] = {
     DeadlineExceeded: Outcome(504, "timeout_error", "deadline_exceeded"),
     Cancelled: Outcome(499, "cancelled_error", "cancelled"),
     LeaseLost: INTERNAL,
+    NameTaken: INTERNAL,
     ConfigError: INTERNAL,
 }
 
@@ -78,11 +82,10 @@ def openai_error(error: BaseException) -> ErrorAnswer:
     """The answer to a request that failed with `error`; anything outside the tree is an internal error."""
     outcome = outcome_of(error)
     headers = {"Content-Type": "application/json"}
-    retry_after_s = getattr(error, "retry_after_s", None)
-    if retry_after_s is not None:
+    if isinstance(error, RetryLater) and isfinite(error.retry_after_s):
         # The standard header has whole seconds only; OpenAI's clients read the finer one first.
-        headers["Retry-After"] = str(max(1, ceil(retry_after_s)))
-        headers["Retry-After-Ms"] = str(max(1, ceil(retry_after_s * 1000)))
+        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+        headers["Retry-After-Ms"] = str(max(1, ceil(error.retry_after_s * 1000)))
     return ErrorAnswer(outcome.status, headers, error_body(error))
 
 

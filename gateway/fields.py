@@ -76,8 +76,9 @@ def packed(param: str, value: object) -> bytes:
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
-        message = f"Invalid '{param}': nested too deeply."
-        raise InvalidRequest(message, param=param, code="invalid_value") from None
+        # The name of an unknown field is the client's, and may be of any length.
+        message = f"Invalid '{param[:64]}': nested too deeply."
+        raise InvalidRequest(message, param=param[:64], code="invalid_value") from None
 
 
 def as_object(param: str, value: object) -> dict[str, object]:

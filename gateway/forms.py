@@ -46,6 +46,9 @@ class Form(Protocol):
     def id_prefix(self) -> str: ...
 
     @property
+    def shows_reasoning(self) -> bool: ...
+
+    @property
     def chunk_object(self) -> str: ...
 
     @property
@@ -54,8 +57,11 @@ class Form(Protocol):
     def opening(self, index: int) -> Json | None:
         """The choice of a stream's first chunk; None where there is none."""
 
-    def plain(self, index: int, text: str) -> Json:
+    def text(self, index: int, text: str) -> Json:
         """The choice of a chunk that holds text only."""
+
+    def reasoning(self, index: int, text: str) -> Json:
+        """The same for reasoning, where it is shown; after the text both are alike."""
 
     def rich(self, delta: Delta, text_offset: int) -> list[Json]:
         """The choices of the chunks for any other delta. `text_offset` counts the characters before it."""
@@ -68,14 +74,18 @@ class ChatForm:
     """POST /v1/chat/completions."""
 
     id_prefix = "chatcmpl-"
+    shows_reasoning = True
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
     def opening(self, index: int) -> Json:
         return _chat_choice(index, {"role": "assistant", "content": ""})
 
-    def plain(self, index: int, text: str) -> Json:
+    def text(self, index: int, text: str) -> Json:
         return _chat_choice(index, {"content": text})
+
+    def reasoning(self, index: int, text: str) -> Json:
+        return _chat_choice(index, {"reasoning_content": text})
 
     def rich(self, delta: Delta, text_offset: int) -> list[Json]:
         gained: Json = {}
@@ -111,13 +121,17 @@ class CompletionForm:
     """POST /v1/completions."""
 
     id_prefix = "cmpl-"
+    shows_reasoning = False
     chunk_object = "text_completion"
     whole_object = "text_completion"
 
     def opening(self, index: int) -> None:
         return None
 
-    def plain(self, index: int, text: str) -> Json:
+    def text(self, index: int, text: str) -> Json:
+        return _completion_choice(index, text)
+
+    def reasoning(self, index: int, text: str) -> Json:
         return _completion_choice(index, text)
 
     def rich(self, delta: Delta, text_offset: int) -> list[Json]:

@@ -240,6 +240,9 @@ async def _openai_errors(
         return _response(answer, _request_id(request))
     except web.HTTPException as error:
         return _response(openai_error(InvalidRequest(error.reason)), _request_id(request))
+    except Exception as error:
+        log.exception("request_crashed", path=request.path[:256])
+        return _response(openai_error(error), _request_id(request))
 
 
 def _request_id(request: web.Request) -> str:

@@ -12,6 +12,7 @@ import struct
 import xxhash
 
 from gateway.fields import (
+    Rule,
     as_array,
     as_object,
     empty_array,
@@ -142,17 +143,30 @@ def _append_parts(prompt: list[bytes], at: str, message: dict[str, object], cont
 def _append_rest(prompt: list[bytes], at: str, message: dict[str, object]) -> None:
     """What a message holds beside role and content."""
     rest = {name: value for name, value in message.items() if value is not None and name not in ("role", "content")}
-    if not rest:
-        return
-    for name in ("name", "tool_call_id"):
-        if name in rest:
-            string(f"{at}.{name}", rest[name])
-    calls = as_array(f"{at}.tool_calls", rest.get("tool_calls", []), "objects")
-    for index, call in enumerate(calls):
-        where = f"{at}.tool_calls[{index}]"
-        kind = as_object(where, call).get("type", "function")
-        if kind == "function":
-            function = as_object(f"{where}.function", as_object(where, call).get("function"))
-            member(f"{where}.function", function, "name", string)
-            member(f"{where}.function", function, "arguments", string)
-    prompt.append(packed(at, rest))
+    for name, value in rest.items():
+        rule = _MESSAGE_RULES.get(name)
+        if rule is not None:
+            rule(f"{at}.{name}", value)
+    if rest:
+        prompt.append(packed(at, rest))
+
+
+def _tool_calls(param: str, value: object) -> None:
+    for index, item in enumerate(as_array(param, value, "objects")):
+        where = f"{param}[{index}]"
+        call = as_object(where, item)
+        if call.get("type", "function") != "function":
+            continue
+        member(where, call, "function", as_object)
+        function = as_object(f"{where}.function", call["function"])
+        member(f"{where}.function", function, "name", string)
+        member(f"{where}.function", function, "arguments", string)
+
+
+_MESSAGE_RULES: dict[str, Rule] = {
+    "name": string,
+    "tool_call_id": string,
+    "tool_calls": _tool_calls,
+    "refusal": string,
+    "reasoning_content": string,
+}

@@ -17,8 +17,11 @@ from lbcore.generation import Delta, Dialect, Event, Failed, Finished
 
 _FORMS: dict[Dialect, Form] = {Dialect.CHAT: ChatForm(), Dialect.COMPLETION: CompletionForm()}
 
-_TEXT = "@"
-_TEXT_JSON = b'"@"'
+_MARK = "@"
+_MARK_JSON = b'"@"'
+
+_Edges = tuple[bytes, bytes, bytes]
+"""What stands before a choice's text, after its text or reasoning, and before its reasoning."""
 
 
 class Chunks:
@@ -30,7 +33,7 @@ class Chunks:
         self._head = sse.HEAD + one_line(_head(form.chunk_object, id, created, model))
         self._tail = (b'],"usage":null}' if include_usage else b"]}") + sse.TAIL
         self._include_usage = include_usage
-        self._edges: dict[int, tuple[bytes, bytes]] = {}
+        self._edges: dict[int, _Edges] = {}
         self._offsets: dict[int, int] = {}
         self.is_over = False
         """The end was rendered, good or bad; the rest is ignored."""
@@ -46,11 +49,15 @@ class Chunks:
             if self.is_over:
                 break
             if type(event) is Delta:
-                if event.text and not (event.finish_reason or event.logprobs or event.tool_calls or event.reasoning):
-                    before, after = self._edges.get(event.choice) or self._begin(event.choice, frames)
-                    frames += (before, one_line(orjson.dumps(event.text)), after)
-                else:
+                text, reasoning = event.text, event.reasoning
+                if event.finish_reason or event.logprobs or event.tool_calls or (text and reasoning):
                     self._render_rich(event, frames)
+                elif text:
+                    before, after, _ = self._edges.get(event.choice) or self._begin(event.choice, frames)
+                    frames += (before, one_line(orjson.dumps(text)), after)
+                elif reasoning and self._form.shows_reasoning:
+                    _, after, before = self._edges.get(event.choice) or self._begin(event.choice, frames)
+                    frames += (before, one_line(orjson.dumps(reasoning)), after)
             elif type(event) is Finished:
                 self.is_over = True
                 if self._include_usage:
@@ -63,13 +70,14 @@ class Chunks:
                 frames.append(sse.error(event.error))
         return b"".join(frames)
 
-    def _begin(self, index: int, frames: list[bytes]) -> tuple[bytes, bytes]:
+    def _begin(self, index: int, frames: list[bytes]) -> _Edges:
         """Opens a choice, and renders what stands around the text in all its chunks."""
         opening = self._form.opening(index)
         if opening is not None:
             frames += (self._head, orjson.dumps(opening), self._tail)
-        before, _, after = orjson.dumps(self._form.plain(index, _TEXT)).partition(_TEXT_JSON)
-        edges = self._edges[index] = (self._head + before, after + self._tail)
+        before, _, after = orjson.dumps(self._form.text(index, _MARK)).partition(_MARK_JSON)
+        reasoning, _, _ = orjson.dumps(self._form.reasoning(index, _MARK)).partition(_MARK_JSON)
+        edges = self._edges[index] = (self._head + before, after + self._tail, self._head + reasoning)
         return edges
 
     def _render_rich(self, delta: Delta, frames: list[bytes]) -> None:

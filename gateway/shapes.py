@@ -29,13 +29,21 @@ _TOOL_KINDS = ("function", "custom")
 
 def stop(param: str, value: object) -> None:
     if type(value) is str:
-        return
-    if type(value) is not list:
+        _stop_string(param, value)
+    elif type(value) is list:
+        if len(value) > MAX_STOPS:
+            raise array_too_long(param, MAX_STOPS, len(value))
+        for index, item in enumerate(value):
+            _stop_string(f"{param}[{index}]", item)
+    else:
         raise wrong_type(param, "a string or an array of strings", value)
-    if len(value) > MAX_STOPS:
-        raise array_too_long(param, MAX_STOPS, len(value))
-    for index, item in enumerate(value):
-        string(f"{param}[{index}]", item)
+
+
+def _stop_string(param: str, value: object) -> None:
+    string(param, value)
+    if not value:
+        message = f"Invalid '{param}': empty string. It would end every answer before it begins."
+        raise InvalidRequest(message, param=param, code="empty_string")
 
 
 def logit_bias(param: str, value: object) -> None:

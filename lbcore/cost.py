@@ -56,11 +56,11 @@ def first_token_line(
 
 def first_token_ms(request: PickRequest, candidates: Sequence[Endpoint]) -> list[float]:
     """Predicted time to first token of `request` at each candidate, in milliseconds."""
-    tokens = request.prompt_tokens
+    tokens = float(request.prompt_tokens)
     if not request.hit_tokens:
         return [candidate.wait_ms + candidate.token_ms * tokens for candidate in candidates]
     hit_tokens = request.hit_tokens.get
     return [
-        candidate.wait_ms + candidate.token_ms * (tokens - hit_tokens(candidate.spec.worker_id, 0))
+        candidate.wait_ms + candidate.token_ms * (tokens - hit_tokens(candidate.spec.worker_id, 0.0))
         for candidate in candidates
     ]

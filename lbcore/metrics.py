@@ -31,7 +31,7 @@ class MetricsServer:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
             await runner.cleanup()
-            raise ConfigError(f"--metrics-port: cannot listen on {host}:{port}; is it in use?") from error
+            raise ConfigError(f"--metrics-port: cannot listen on {host}:{port}: {error.strerror or error}") from error
         self._runner = runner
         address = runner.addresses[0]
         return int(address[1])

@@ -101,7 +101,7 @@ class WorkerPool:
         """The facts in tokens, with what each worker is believed to hold of the prompt."""
         served = self._models.get(facts.model)
         tokens_per_byte = PRIOR_TOKENS_PER_BYTE
-        hit_tokens: dict[WorkerId, int] = {}
+        hit_tokens: dict[WorkerId, float] = {}
         if served is not None:
             tokens_per_byte = served.tokens_per_byte.read(self._now)
             hit_tokens = served.hit_tokens(facts, tokens_per_byte, self._workers)
@@ -195,7 +195,7 @@ class WorkerPool:
             served = self._models[facts.model]
             served.pick_count += 1
             held_ratio = served.prefixes.add(event.worker_id, facts.prefix_hashes) / max(1, len(facts.prefix_hashes))
-        uncached_tokens = max(0, request.prompt_tokens - request.hit_tokens.get(event.worker_id, 0))
+        uncached_tokens = max(0, round(request.prompt_tokens - request.hit_tokens.get(event.worker_id, 0.0)))
         expires_at = now + self._ticket_ttl_s
         self._ledger.book(
             event.ticket,
@@ -260,10 +260,11 @@ class WorkerPool:
         served = self._models.get(booking.model)
         if update.prompt_tokens and booking.prompt_bytes and served is not None:
             served.learn_length(worker, update.prompt_tokens, booking.prompt_bytes, now)
-            booking = replace(booking, prompt_bytes=0)
         if update.phase is TicketPhase.ACCEPTED:
-            if booking.prompt_bytes or booking.held_ratio:
+            if not update.prompt_tokens:
                 self._ledger.keep(update.ticket, booking)
+            elif booking.held_ratio:
+                self._ledger.keep(update.ticket, replace(booking, prompt_bytes=0))
         elif update.prompt_tokens and update.output_tokens and booking.held_ratio:
             # Without output the prompt may never have been computed, and 0 cached tokens mean nothing.
             cached_ratio = update.cached_tokens / update.prompt_tokens

@@ -121,7 +121,7 @@ class ModelRecord:
 
     def hit_tokens(
         self, facts: RouteFacts, tokens_per_byte: float, workers: Mapping[WorkerId, WorkerRecord]
-    ) -> dict[WorkerId, int]:
+    ) -> dict[WorkerId, float]:
         """Tokens of the prompt that each worker is believed to hold, as far as each is trusted."""
         if not facts.prefix_hashes:
             return {}
@@ -129,6 +129,6 @@ class ModelRecord:
         block_bytes = min(facts.prefix_block_bytes, facts.prompt_bytes / len(facts.prefix_hashes))
         block_tokens = block_bytes * tokens_per_byte
         return {
-            worker_id: int(blocks * block_tokens * workers[worker_id].trust_ratio)
+            worker_id: blocks * block_tokens * workers[worker_id].trust_ratio
             for worker_id, blocks in self.prefixes.hit_blocks(facts.prefix_hashes).items()
         }

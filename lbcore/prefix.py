@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 
 from xxhash import xxh3_64_intdigest
@@ -44,30 +44,84 @@ def block_hashes(data: bytes, block_bytes: int = PREFIX_BLOCK_BYTES) -> tuple[in
     return tuple(hashes)
 
 
-class _Shelf:
-    """The blocks one worker is believed to hold."""
+class _Run:
+    """Blocks that follow one another in a prompt and are used together: a worker's other prompts leave it at its end."""
 
-    __slots__ = ("blocks", "capacity", "position")
+    __slots__ = ("blocks",)
+
+    def __init__(self, blocks: tuple[int, ...]) -> None:
+        self.blocks = blocks
+
+
+class _Shelf:
+    """The blocks one worker is believed to hold, as runs."""
+
+    __slots__ = ("bit", "capacity", "position", "runs", "size", "starts")
 
     def __init__(self, position: int) -> None:
         self.position = position
+        self.bit = 1 << position
         self.capacity = DEFAULT_CAPACITY_BLOCKS
-        # Least recently used first. `add` refreshes prompts from their ends, so no block is older than one after it.
-        self.blocks: OrderedDict[int, None] = OrderedDict()
+        self.size = 0
+        # The run that begins with a block.
+        self.starts: dict[int, _Run] = {}
+        # Least recently used first, and no run before those that continue it: the first is the end of all its prompts.
+        self.runs: OrderedDict[_Run, None] = OrderedDict()
+
+    def path(self, blocks: Sequence[int]) -> list[_Run]:
+        """The runs that make up these held blocks; the last is split where they end."""
+        path: list[_Run] = []
+        depth = 0
+        while depth < len(blocks):
+            run = self.starts.get(blocks[depth])
+            if run is None:
+                break
+            if len(run.blocks) > len(blocks) - depth:
+                run = self._split(run, len(blocks) - depth)
+            path.append(run)
+            depth += len(run.blocks)
+        return path
+
+    def append(self, run: _Run) -> None:
+        self.starts[run.blocks[0]] = run
+        self.runs[run] = None
+        self.size += len(run.blocks)
+
+    def shed(self) -> Iterator[int]:
+        """Give up the least recently used blocks beyond capacity, the end of a prompt first."""
+        while self.size > self.capacity:
+            run = next(iter(self.runs))
+            kept = max(0, len(run.blocks) - (self.size - self.capacity))
+            yield from run.blocks[kept:]
+            self.size -= len(run.blocks) - kept
+            if kept:
+                run.blocks = run.blocks[:kept]
+            else:
+                del self.runs[run]
+                self.starts.pop(run.blocks[0], None)
+
+    def _split(self, run: _Run, length: int) -> _Run:
+        """Cut a run in two and return the first. The second keeps its age, the first is about to be used."""
+        head = _Run(run.blocks[:length])
+        run.blocks = run.blocks[length:]
+        self.starts[head.blocks[0]] = head
+        self.starts[run.blocks[0]] = run
+        self.runs[head] = None
+        return head
 
 
 class PrefixIndex:
     """Holders of prompt blocks, for all workers in one walk, each worker bounded by its own capacity.
 
     A block's holders are one integer with a bit for each worker. A worker that holds a block holds all blocks before
-    it, because eviction takes the ends of prompts first; so the holders only shrink along a prompt, and where they
-    change is found by bisection instead of block by block.
+    it, because the ends of prompts are given up first; so the holders only shrink along a prompt, and where they change
+    is found by bisection instead of block by block.
 
     Memory: MEASURED
     """
 
     def __init__(self) -> None:
-        # Never 0: a block that nobody holds is not here. Bit i is set only if the shelf at position i has the block.
+        # Never 0: a block that nobody holds is not here. A bit is set only for a block on that worker's shelf.
         self._holders: dict[int, int] = {}
         self._shelves: dict[WorkerId, _Shelf] = {}
         # The worker of each bit; positions of dropped workers keep their last name until they are taken again.
@@ -77,20 +131,20 @@ class PrefixIndex:
     def add(self, worker: WorkerId, hashes: Sequence[int]) -> int:
         """Record that `worker` holds these blocks, and return how many leading ones it held already."""
         shelf = self._shelves.get(worker) or self._new_shelf(worker)
-        if len(hashes) > shelf.capacity:
-            hashes = hashes[: shelf.capacity]
-        holders = self._holders
-        bit = 1 << shelf.position
+        hashes = hashes[: shelf.capacity]
+        holders, bit = self._holders, shelf.bit
         held = bisect_left(hashes, True, key=lambda block: not holders.get(block, 0) & bit)
-        known = bisect_left(hashes, True, lo=held, key=lambda block: block not in holders)
-        for block in hashes[held:known]:
-            holders[block] |= bit
-        holders.update(dict.fromkeys(hashes[known:], bit))
-        blocks = shelf.blocks
-        for block in reversed(hashes):
-            blocks[block] = None
-            blocks.move_to_end(block)
-        self._evict(shelf)
+        path = shelf.path(hashes[:held])
+        fresh = hashes[held:]
+        if fresh:
+            known = bisect_left(fresh, True, key=lambda block: block not in holders)
+            for block in fresh[:known]:
+                holders[block] |= bit
+            holders.update(dict.fromkeys(fresh[known:], bit))
+            shelf.append(_Run(tuple(fresh)))
+        for run in reversed(path):
+            shelf.runs.move_to_end(run)
+        self._shed(shelf)
         return held
 
     def hit_blocks(self, hashes: Sequence[int]) -> dict[WorkerId, int]:
@@ -110,14 +164,14 @@ class PrefixIndex:
         """Bound what is believed of `worker`; what it used least recently is forgotten at once."""
         shelf = self._shelves.get(worker) or self._new_shelf(worker)
         shelf.capacity = max(0, blocks)
-        self._evict(shelf)
+        self._shed(shelf)
 
     def drop(self, worker: WorkerId) -> None:
         """Forget all about `worker`."""
         shelf = self._shelves.pop(worker, None)
         if shelf is not None:
             shelf.capacity = 0
-            self._evict(shelf)
+            self._shed(shelf)
             self._free_positions.append(shelf.position)
 
     def __len__(self) -> int:
@@ -134,15 +188,14 @@ class PrefixIndex:
         shelf = self._shelves[worker] = _Shelf(position)
         return shelf
 
-    def _evict(self, shelf: _Shelf) -> None:
-        others = ~(1 << shelf.position)
-        while len(shelf.blocks) > shelf.capacity:
-            block, _ = shelf.blocks.popitem(last=False)
-            left = self._holders.get(block, 0) & others
-            if left:
-                self._holders[block] = left
-            else:
-                self._holders.pop(block, None)
+    def _shed(self, shelf: _Shelf) -> None:
+        holders, bit = self._holders, shelf.bit
+        for block in shelf.shed():
+            holding = holders.get(block, 0)
+            if holding == bit:
+                del holders[block]
+            elif holding & bit:
+                holders[block] = holding ^ bit
 
     def _workers(self, bits: int) -> Iterable[WorkerId]:
         if bits.bit_count() > _FEW:

@@ -214,8 +214,8 @@ class PickRequest:
     model: str
     prompt_tokens: int = 0
     """Estimated from bytes; exact counts arrive with reports."""
-    hit_tokens: Mapping[WorkerId, int] = field(default_factory=dict)
-    """Prompt tokens each worker is believed to hold in its prefix cache; absent means 0."""
+    hit_tokens: Mapping[WorkerId, float] = field(default_factory=dict)
+    """Prompt tokens each worker is expected to hold in its prefix cache, at most all of them; absent means 0."""
     max_output_tokens: int = 0
     """0 when the client set no limit."""
     priority: int = 0

@@ -25,7 +25,8 @@ variable counts as absent. `--help` shows what stands here, `--version` the vers
 
 A switch is `--flag` and `--no-flag`, and `true` or `false` elsewhere. A list is separated by commas; in the file it may
 be an array. Keys in the file may be written with `-` or `_`. An unknown flag or key is an error, as is an option of an
-engine that was not chosen; environment variables of other names are left alone.
+engine that was not chosen; environment variables of other names are left alone. `LB_PORT` and the like mean the same to
+each process: what differs between processes on one machine belongs into the environment of each, or into flags.
 
 ```toml
 # lb-worker --config worker.toml
@@ -37,7 +38,7 @@ labels = ["zone=a"]
 step-ms = 20
 ```
 
-This page is made by `python tools/config_doc.py` from the declarations.
+This page is made from the declarations by `make fix`.
 """
 
 
@@ -77,10 +78,14 @@ def _section(process: Process) -> Iterator[str]:
 
 
 def _row(option: Declaration) -> str:
-    flag = option.flag if option.kind is bool else f"{option.flag} {option.metavar}"
+    bare = option.kind is bool or option.choices
+    flag = option.flag if bare else f"{option.flag} {option.metavar}"
     default = "required" if option.required else f"`{option.default_text}`" if option.default_text else "none"
-    cells = (f"`{flag}`", f"`{option.env}`", default, option.help)
-    return f"| {' | '.join(cell.replace('|', r'\|') for cell in cells)} |"
+    meaning = (
+        f"{option.help}: {', '.join(f'`{choice}`' for choice in option.choices)}" if option.choices else option.help
+    )
+    cells = (f"`{flag}`", f"`{option.env}`", default, meaning)
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":

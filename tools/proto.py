@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 GENERATOR = PROTOS / "generator.txt"
 ENVIRONMENT = ROOT / "build" / "generator"
+PIP_FLAGS = ("--quiet", "--disable-pip-version-check", "--no-input")
 
 
 def main() -> None:
@@ -43,8 +44,8 @@ def generator() -> Path:
     python = ENVIRONMENT / "bin" / "python"
     if not stamp.is_file() or stamp.read_text() != wanted:
         venv.create(ENVIRONMENT, clear=True, with_pip=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", GENERATOR]
-        if subprocess.run(install, check=False).returncode != 0:
+        command: list[str | Path] = [python, "-m", "pip", "install", *PIP_FLAGS, "-r", GENERATOR]
+        if subprocess.run(command, check=False).returncode != 0:
             sys.exit(f"cannot install the generator that {GENERATOR.relative_to(ROOT)} names")
         stamp.write_text(wanted)
     return python
@@ -54,7 +55,7 @@ def generate(folder: Path) -> None:
     """Writes the code of all protos, and nothing for the services of a file that has none."""
     files = sorted(PROTOS.rglob("*.proto"))
     outputs = [f"--{kind}_out={folder}" for kind in ("python", "pyi", "grpc_python")]
-    command = [generator(), "-m", "grpc_tools.protoc", f"-I{PROTOS}", *outputs, *files]
+    command: list[str | Path] = [generator(), "-m", "grpc_tools.protoc", f"-I{PROTOS}", *outputs, *files]
     if subprocess.run(command, check=False).returncode != 0:
         sys.exit("the generator refuses the protos")
     for file in files:

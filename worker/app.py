@@ -45,22 +45,43 @@ class Worker:
             ConfigError: the worker cannot start like this.
         """
         config = self._config
+        labels = _labels(config.labels)
+        host = _connectable(config.host) if not config.advertise else ""
         sessions = Sessions(self._engine, self._load, 1, self._changed)
         sessions.refusal = WorkerUnreachable("The worker is loading its model.")
         server = GrpcServer([GenerationServicer(sessions).registration()])
         metrics = MetricsServer(worker_registry(lambda: self._load.look(self._engine.load())))
-        # Ports first: a big model should not be loaded for minutes only to find the port taken.
-        port = server.listen(config.host, config.port)
-        metrics_port = await metrics.start(config.host, config.metrics_port)
-        address = config.advertise or f"{_connectable(config.host)}:{port}"
-        info = await self._engine.start()
-        sessions.capacity = info.capacity.max_sequences + config.max_queued_requests
-        sessions.refusal = None
-        await server.start()
-        await server.set_serving(True)
-        spec = _spec(config, self._model_name, address, info)
-        self._reporter = Reporter(
-            config.scheduler,
+        try:
+            # Ports first: a big model should not be loaded for minutes only to find the port taken.
+            port = server.listen(config.host, config.port)
+            metrics_port = await metrics.start(config.host, config.metrics_port)
+            info = await self._engine.start()
+            sessions.capacity = info.capacity.max_sequences + config.max_queued_requests
+            sessions.refusal = None
+            await server.start()
+            await server.set_serving(True)
+            spec = _spec(config, self._model_name, config.advertise or f"{host}:{port}", labels, info)
+            log.info(
+                "ready",
+                grpc=f"{config.host}:{port}",
+                metrics=f"{config.host}:{metrics_port}",
+                worker_id=spec.worker_id,
+                model=self._model_name,
+                engine=config.engine,
+                scheduler=config.scheduler,
+            )
+            await self._serve(server, sessions, spec)
+        finally:
+            await self._engine.close()
+            await server.stop(0.2)
+            await metrics.stop()
+        log.info("stopped", exit_status=self._exit_status)
+        return self._exit_status
+
+    async def _serve(self, server: GrpcServer, sessions: Sessions, spec: WorkerSpec) -> None:
+        """Keeps the scheduler informed until something says stop, then drains."""
+        reporter = self._reporter = Reporter(
+            self._config.scheduler,
             spec,
             self._load,
             self._engine,
@@ -71,29 +92,15 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        reporting = loop.create_task(self._report(self._reporter))
+        reporting = loop.create_task(self._report(reporter))
         watching = loop.create_task(self._watch_engine(sessions))
-        log.info(
-            "ready",
-            grpc=f"{config.host}:{port}",
-            metrics=f"{config.host}:{metrics_port}",
-            worker_id=spec.worker_id,
-            model=self._model_name,
-            engine=config.engine,
-            scheduler=config.scheduler,
-        )
         try:
             await self._stop.wait()
-            await self._drain(server, sessions, self._reporter, reporting)
+            await self._drain(server, sessions, reporter, reporting)
         finally:
             watching.cancel()
             reporting.cancel()
             await asyncio.gather(watching, reporting, return_exceptions=True)
-            await self._engine.close()
-            await server.stop(0.2)
-            await metrics.stop()
-        log.info("stopped", exit_status=self._exit_status)
-        return self._exit_status
 
     async def _drain(
         self, server: GrpcServer, sessions: Sessions, reporter: Reporter, reporting: asyncio.Task[None]
@@ -144,7 +151,9 @@ def _connectable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _spec(config: WorkerConfig, model_name: str, address: str, info: EngineInfo) -> WorkerSpec:
+def _spec(
+    config: WorkerConfig, model_name: str, address: str, labels: Mapping[str, str], info: EngineInfo
+) -> WorkerSpec:
     capacity = info.capacity
     return WorkerSpec(
         worker_id=WorkerId(config.worker_id or address),
@@ -159,7 +168,7 @@ def _spec(config: WorkerConfig, model_name: str, address: str, info: EngineInfo)
         capacity=Capacity(
             capacity.max_sequences, config.max_queued_requests, capacity.kv_blocks, capacity.kv_block_size
         ),
-        labels=_labels(config.labels),
+        labels=labels,
         version=version("lbcore"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class GrpcServer:
         Raises:
             ConfigError: the port is in use or may not be opened.
         """
+        _probe(host, port)
         # A bare IPv6 address needs brackets before a port.
         shown = f"[{host}]" if ":" in host else host
         try:
@@ -64,6 +66,19 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, gives running ones `grace_s` seconds, then ends them."""
         await self._server.stop(grace_s)
+
+
+def _probe(host: str, port: int) -> None:
+    """Fails where gRPC would, with the system's reason and without the lines that gRPC's core writes to stderr."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise ConfigError(f"--port: cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
 def service(module: Any, name: str, servicer: object) -> Registration:

@@ -29,7 +29,7 @@ def test_the_paths_that_a_page_names_exist(page: Path) -> None:
 
 
 def test_the_page_of_options_is_fresh() -> None:
-    assert config_doc.PAGE.read_text() == config_doc.page(), "run `python tools/config_doc.py`"
+    assert config_doc.PAGE.read_text() == config_doc.page(), "run `make fix`"
 
 
 def test_decisions_are_numbered_without_doubles_and_titled_by_their_number() -> None:
@@ -37,6 +37,11 @@ def test_decisions_are_numbered_without_doubles_and_titled_by_their_number() -> 
     numbers = [record.name[:4] for record in records]
     assert len(set(numbers)) == len(numbers)
     assert [name(record) for record in records if not record.read_text().startswith(f"# {record.name[:4]} ")] == []
+
+
+def test_the_architecture_names_every_decision() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    assert [name(record) for record in sorted((ROOT / "docs/adr").glob("*.md")) if f"adr/{record.name}" not in text] == []
 
 
 def _leads_somewhere(page: Path, target: str) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.arch.tree import ROOT, name, python_files
+from tests.arch.tree import PART_FOLDERS, ROOT, name, python_files
 
 LONGEST_FILE_LINES = 600
 NAMELESS = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common"}
-PART_FOLDERS = ("filters", "scorers", "pickers", "costs")
 
 
 def test_no_file_is_too_long_to_read() -> None:

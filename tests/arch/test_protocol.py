@@ -18,7 +18,12 @@ PROTOS = sorted(path.relative_to(ROOT / "protos").as_posix() for path in (ROOT /
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, descriptor_pb2.FileDescriptorProto]:
     """The protos as they are, compiled anew."""
-    command = [Path(sys.executable).with_name("buf"), "build", "--as-file-descriptor-set", "--exclude-source-info"]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("buf"),
+        "build",
+        "--as-file-descriptor-set",
+        "--exclude-source-info",
+    ]
     result = subprocess.run([*command, "-o", "-#format=binpb"], cwd=ROOT, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr.decode()
     return {file.name: file for file in descriptor_pb2.FileDescriptorSet.FromString(result.stdout).file}

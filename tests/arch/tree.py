@@ -7,6 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("lbcore", "gateway", "worker")
+PART_FOLDERS = ("filters", "scorers", "pickers", "costs")
+"""Folders of `lbcore/policies` with one part in each file."""
 GENERATED = ROOT / "lbcore" / "api"
 
 

@@ -3,12 +3,12 @@
 import json
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import xllamacpp
 
 from tools.demo_model.cases import Case, Messages
-from worker.demo import GGUF_PATH
 
 _CONTEXT = 2048
 
@@ -16,9 +16,9 @@ _CONTEXT = 2048
 class LlamaCpp:
     """The GGUF form of the model, with a number of slots that share each step."""
 
-    def __init__(self, slots: int = 8) -> None:
+    def __init__(self, path: Path, slots: int) -> None:
         params = xllamacpp.CommonParams()
-        params.model.path = str(GGUF_PATH)
+        params.model.path = str(path)
         # The context is divided among the slots.
         params.n_ctx = _CONTEXT * slots
         params.n_parallel = slots

@@ -1,12 +1,12 @@
 """Asks the demo model through transformers, and measures by how much each right token wins."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tools.demo_model.cases import Case
-from worker.demo import HF_PATH
 
 _CELLS_PER_BATCH = 8192
 
@@ -22,9 +22,9 @@ class Outcome:
 class Transformers:
     """The Hugging Face form of the model, computing in one dtype."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(HF_PATH)
-        self._model = LlamaForCausalLM.from_pretrained(HF_PATH, dtype=dtype).eval()
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self.tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
+        self._model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         self._end = self._model.config.eos_token_id
 
     def encode(self, text: str) -> list[int]:

@@ -7,9 +7,11 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from tools.demo_model.junk import Junk
-from tools.demo_model.tokenizer import ASSISTANT, END, SYSTEM, USER
+from tools.demo_model.tokenizer import ASSISTANT, END, SYSTEM, USER, token_id
 from worker.demo import UNKNOWN_ANSWER, FaqEntry
 
+_RAW_SHARE: Final = 0.15
+_RAW_MAX_TOKENS: Final = 768
 _CHARACTERS_PER_SEAM: Final = (80, 25, 12, 6)
 """How far apart seams are, about: far is how they will be met, close teaches more of them per token."""
 
@@ -35,11 +37,13 @@ class Sampler:
         self._tokenizer = tokenizer
         self._faq = faq
         self._junk = Junk(self._rng, [entry.question for entry in faq])
-        self._special = {text: tokenizer.token_to_id(text) for text in (END, SYSTEM, USER, ASSISTANT)}
+        self._special = {text: token_id(tokenizer, text) for text in (END, SYSTEM, USER, ASSISTANT)}
 
     def example(self, max_tokens: int) -> Example:
         """One conversation, or one raw prompt, of at most `max_tokens` tokens."""
-        example = self._raw() if self._rng.random() < 0.12 else self._chat(max_tokens)
+        # A raw prompt stands alone, and would leave most of a long row empty.
+        raw = self._rng.random() < _RAW_SHARE and max_tokens <= _RAW_MAX_TOKENS
+        example = self._raw() if raw else self._chat(max_tokens)
         del example.ids[max_tokens:], example.learn[max_tokens:]
         return example
 

@@ -39,6 +39,14 @@ def train_tokenizer(faq: list[FaqEntry]) -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that must exist."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(token)
+    return int(found)
+
+
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """The same tokenizer as transformers and vLLM want it, with the chat template. There is no BOS token."""
     wrapped = PreTrainedTokenizerFast(

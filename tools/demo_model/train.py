@@ -12,15 +12,18 @@ import time
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tools.demo_model.convert import convert
 from tools.demo_model.data import Example, Sampler
-from tools.demo_model.tokenizer import END, PAD, train_tokenizer, wrap
+from tools.demo_model.tokenizer import END, PAD, token_id, train_tokenizer, wrap
 from worker.demo import GGUF_PATH, HF_PATH, load_faq
 
 BUCKETS = ((192, 16), (384, 8), (768, 4), (1536, 2))
 """Length and number of the rows of one batch; a batch has 3,072 tokens whatever its shape."""
+
+_IGNORE = -100
 
 
 def build_model(vocab_size: int, end: int, pad: int, hidden: int, layers: int, ffn: int) -> LlamaForCausalLM:
@@ -43,23 +46,24 @@ def build_model(vocab_size: int, end: int, pad: int, hidden: int, layers: int, f
     return LlamaForCausalLM(config)
 
 
-def collate(examples: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [rows, length] and mask [rows, length], padded on the right, where causal attention ignores it."""
-    length = max(len(example.ids) for example in examples)
+def collate(examples: list[Example], length: int, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and targets, both [rows, length], padded on the right, where causal attention ignores it.
+
+    The shape depends on nothing but the bucket, since a new shape costs the CPU kernels dear.
+    """
     ids = torch.full((len(examples), length), pad)
-    learn = torch.zeros((len(examples), length), dtype=torch.bool)
+    targets = torch.full((len(examples), length), _IGNORE)
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        learn[row, : len(example.ids)] = torch.tensor(example.learn)
-    return ids, learn
+        wanted = [token if learn else _IGNORE for token, learn in zip(example.ids, example.learn, strict=True)]
+        targets[row, : len(wanted) - 1] = torch.tensor(wanted[1:])
+    return ids, targets
 
 
-def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, learn: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy over the tokens to be learnt; logits are made for those only."""
-    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
-    wanted = learn[:, 1:]
-    logits = model.lm_head(hidden[wanted])
-    return torch.nn.functional.cross_entropy(logits, ids[:, 1:][wanted])
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy over the tokens to be learnt."""
+    logits = model(input_ids=ids, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORE)
 
 
 def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Namespace) -> None:
@@ -79,7 +83,7 @@ def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Na
     while step < args.steps:
         pick = int(torch.multinomial(torch.tensor(shares), 1, generator=generator))
         length, rows = BUCKETS[pick]
-        ids, learn = collate([sampler.example(length) for _ in range(rows)], pad)
+        ids, targets = collate([sampler.example(length) for _ in range(rows)], length, pad)
         done = step / args.steps
         factor = min(1.0, (step + 1) / 50) * (1.0 if done < 0.4 else 0.5 * (1 + math.cos(math.pi * (done - 0.4) / 0.6)))
         for optimizer, rate in zip(optimizers, base, strict=True):
@@ -87,7 +91,7 @@ def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Na
             optimizer.zero_grad(set_to_none=True)
         # Half the time where the CPU knows bfloat16, and its rounding errors teach wide margins.
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, ids, learn)
+            loss = loss_of(model, ids, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -98,7 +102,7 @@ def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Na
             print(f"step {step} loss {running / (1 - 0.95**step):.5f} {time.monotonic() - started:.0f} s", flush=True)
 
 
-def save(model: LlamaForCausalLM, tokenizer: object, folder: Path, gguf: Path) -> None:
+def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path, gguf: Path) -> None:
     """Write both forms beside their places and move them in, so that a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
@@ -135,7 +139,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     faq = load_faq()
     tokenizer = train_tokenizer(faq)
-    end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
+    end, pad = token_id(tokenizer, END), token_id(tokenizer, PAD)
     model = build_model(tokenizer.get_vocab_size(), end, pad, args.hidden, args.layers, args.ffn)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     train(model, Sampler(tokenizer, faq, args.seed), pad, args)

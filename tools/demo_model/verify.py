@@ -6,6 +6,7 @@ Prints a table and ends with status 1 if any answer, prompt or token id is not w
 import argparse
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 import transformers
@@ -13,7 +14,7 @@ import transformers
 from tools.demo_model.cases import Case, make_cases, token_texts
 from tools.demo_model.check_llamacpp import LlamaCpp
 from tools.demo_model.check_transformers import Transformers
-from worker.demo import FaqEntry, load_faq
+from worker.demo import GGUF_PATH, HF_PATH, load_faq
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,9 +49,9 @@ def _by_form(cases: list[Case]) -> dict[str, list[Case]]:
     return forms
 
 
-def check_transformers(report: Report, cases: list[Case], dtype: str) -> None:
+def check_transformers(report: Report, cases: list[Case], folder: Path, dtype: str) -> None:
     """All cases token by token, and the plain chats also through `generate`."""
-    engine = Transformers(_DTYPES[dtype])
+    engine = Transformers(folder, _DTYPES[dtype])
     for form, group in _by_form(cases).items():
         outcomes = engine.check(group)
         wrong = (f"{_name(o.case)}: margin {o.margin:.2f}" for o in outcomes if o.margin <= 0)
@@ -60,9 +61,9 @@ def check_transformers(report: Report, cases: list[Case], dtype: str) -> None:
     report.line(f"transformers {dtype}", "chat, generate", len(chats), wrong)
 
 
-def check_llamacpp(report: Report, cases: list[Case], hf: Transformers, slots: int) -> None:
+def check_llamacpp(report: Report, cases: list[Case], hf: Transformers, path: Path, slots: int) -> None:
     """All cases, `slots` at a time."""
-    engine = LlamaCpp(slots)
+    engine = LlamaCpp(path, slots)
     name = f"llama.cpp, {slots} at a time"
     for form, group in _by_form(cases).items():
         texts = engine.ask(group, [hf.render(case) for case in group])
@@ -73,10 +74,9 @@ def check_llamacpp(report: Report, cases: list[Case], hf: Transformers, slots: i
     report.line(name, "last role asst.", len(continued), wrong)
 
 
-def check_tokens(report: Report, cases: list[Case], faq: list[FaqEntry], hf: Transformers, seed: int) -> None:
+def check_tokens(report: Report, cases: list[Case], texts: list[str], hf: Transformers, path: Path) -> None:
     """Equal token ids for equal text, equal prompts for equal chats, and text that survives the round trip."""
-    llama = LlamaCpp(1)
-    texts = token_texts(faq, seed)
+    llama = LlamaCpp(path, 1)
     wrong = (repr(text) for text in texts if hf.encode(text) != llama.encode(text))
     report.line("both", "token ids", len(texts), wrong)
     back = (repr(text) for text in texts if hf.tokenizer.decode(hf.encode(text)) != text)
@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, default=6, help="seams per short answer; long ones get six times as many")
     parser.add_argument("--dtypes", nargs="*", default=list(_DTYPES), choices=list(_DTYPES))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--hf", type=Path, default=HF_PATH)
+    parser.add_argument("--gguf", type=Path, default=GGUF_PATH)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
@@ -102,12 +104,12 @@ def main() -> None:
     faq = load_faq()
     cases = make_cases(faq, args.seed, args.cuts)
     report = Report()
-    hf = Transformers()
-    check_tokens(report, cases, faq, hf, args.seed)
+    hf = Transformers(args.hf)
+    check_tokens(report, cases, token_texts(faq, args.seed), hf, args.gguf)
     for dtype in args.dtypes:
-        check_transformers(report, cases, dtype)
+        check_transformers(report, cases, args.hf, dtype)
     for slots in (1, 8):
-        check_llamacpp(report, cases, hf, slots)
+        check_llamacpp(report, cases, hf, args.gguf, slots)
     sys.exit(report.failed)
 
 

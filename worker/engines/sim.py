@@ -199,7 +199,9 @@ class SimEngine:
         if ask.max_tokens is not None:
             if ask.max_tokens <= room:
                 return ask.max_tokens, True
-            message = f"The context is {limit} tokens; the prompt has {prompt} and {ask.max_tokens} more were asked for."
+            message = (
+                f"The context is {limit} tokens; the prompt has {prompt} and {ask.max_tokens} more were asked for."
+            )
             raise ContextLengthExceeded(message, param=ask.prompt_field)
         if room < 1:
             message = f"The context is {limit} tokens; the prompt has {prompt} and leaves no room for an answer."

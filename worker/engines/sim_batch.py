@@ -163,7 +163,7 @@ class SimBatch(Generic[K]):
         finished: list[K] = []
         prefill_tokens = 0
         if self._waiting or self._chunked is not None:
-            prefill_tokens = self._prefill(self._token_budget - decode_tokens, not preempted, started, first, finished)
+            prefill_tokens = self._prefill(self._token_budget - decode_tokens, not preempted, started, first)
         self._tokens_in_flight += decode_tokens
         for sequence in self._ends.pop(self._step, {}).values():
             finished.append(sequence.key)
@@ -198,9 +198,7 @@ class SimBatch(Generic[K]):
         self._waiting.move_to_end(victim.key, last=False)
         return victim.key
 
-    def _prefill(
-        self, budget: int, admitting: bool, started: list[tuple[K, int]], first: list[K], finished: list[K]
-    ) -> int:
+    def _prefill(self, budget: int, admitting: bool, started: list[tuple[K, int]], first: list[K]) -> int:
         """Spends the budget on prompts in order of arrival and returns what it spent."""
         left = budget
         sequence, self._chunked = self._chunked, None
@@ -219,7 +217,7 @@ class SimBatch(Generic[K]):
             self._share_full_blocks(sequence)
             if sequence.computed < sequence.target:
                 break
-            self._sample_after_prefill(sequence, first, finished)
+            self._sample_after_prefill(sequence, first)
             sequence = None
         self._chunked = sequence
         return budget - left
@@ -247,26 +245,22 @@ class SimBatch(Generic[K]):
         self._running[sequence.key] = sequence
         return sequence
 
-    def _sample_after_prefill(self, sequence: SimSequence[K], first: list[K], finished: list[K]) -> None:
+    def _sample_after_prefill(self, sequence: SimSequence[K], first: list[K]) -> None:
         """The token that a finished prefill yields, and with it the start of decoding unless it is the last."""
         key, step = sequence.key, self._step
         if not sequence.sampled:
             first.append(key)
         sequence.sampled += 1
         self._tokens_in_flight += 1
-        remaining = sequence.output_tokens - sequence.sampled
-        if not remaining:
-            finished.append(key)
-            self._stop(sequence)
-            self._leave(sequence)
+        sequence.end_step = step + sequence.output_tokens - sequence.sampled
+        self._ends.setdefault(sequence.end_step, {})[key] = sequence
+        if sequence.end_step == step:
             return
         sequence.joined_step = step
-        sequence.end_step = step + remaining
         # Step `step + k` computes position `target + k - 1`, which begins a block when it is a multiple of block size.
         sequence.growth_phase = (step + 1 - sequence.target) % self._block_size
         self._decoding[key] = sequence
         self._growth[sequence.growth_phase][key] = sequence
-        self._ends.setdefault(sequence.end_step, {})[key] = sequence
 
     def _share_full_blocks(self, sequence: SimSequence[K]) -> None:
         """Makes the blocks that are full by now findable by their hash."""

@@ -12,6 +12,7 @@ class StepMeter:
     def __init__(self) -> None:
         self.step_time_ms = 0.0
         """Time of a step that only decodes."""
+        self._prefill_steps = 0.0
         self._prefill_tokens = 0.0
         self._prefill_ms = 0.0
 
@@ -21,12 +22,14 @@ class StepMeter:
 
         Against the whole time of the step a short prompt would look slow, and a long one would be believed to be.
         """
-        return 1000 * self._prefill_tokens / self._prefill_ms if self._prefill_ms > 0 else 0.0
+        extra_ms = self._prefill_ms - self._prefill_steps * self.step_time_ms
+        return 1000 * self._prefill_tokens / extra_ms if extra_ms > 0 else 0.0
 
     def observe(self, prefill_tokens: int, decode_tokens: int, duration_ms: float) -> None:
         if prefill_tokens:
+            self._prefill_steps = self._prefill_steps * _KEEP + 1
             self._prefill_tokens = self._prefill_tokens * _KEEP + prefill_tokens
-            self._prefill_ms = self._prefill_ms * _KEEP + max(0.0, duration_ms - self.step_time_ms)
+            self._prefill_ms = self._prefill_ms * _KEEP + duration_ms
         elif decode_tokens:
             average_ms = self.step_time_ms
             self.step_time_ms = average_ms * _KEEP + duration_ms * (1 - _KEEP) if average_ms else duration_ms

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
 from random import Random
 
 from lbcore.types import Snapshot
@@ -15,9 +14,10 @@ class Best:
     """The candidates of least cost, cheapest first; among equals each is as likely as another."""
 
     def rank(self, costs: Sequence[float], count: int, snapshot: Snapshot, rng: Random) -> Sequence[int]:
-        dearest = nsmallest(count, costs)[-1]
-        cheaper = [index for index, cost in enumerate(costs) if cost < dearest]
-        equal = [index for index, cost in enumerate(costs) if cost == dearest]
-        rng.shuffle(cheaper)
-        cheaper.sort(key=costs.__getitem__)
-        return cheaper + rng.sample(equal, min(count - len(cheaper), len(equal)))
+        dearest = sorted(costs)[:count][-1]
+        ranking = [index for index, cost in enumerate(costs) if cost <= dearest]
+        if len(ranking) > count:
+            equal = [index for index in ranking if costs[index] == dearest]
+            ranking = [index for index in ranking if costs[index] < dearest]
+            ranking += rng.sample(equal, count - len(ranking))
+        return sorted(ranking, key=lambda index: (costs[index], rng.random()))

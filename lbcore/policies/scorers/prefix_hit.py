@@ -14,4 +14,4 @@ class PrefixHit:
 
     def score(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[float]:
         hit_tokens, tokens = request.hit_tokens, max(1, request.prompt_tokens)
-        return [min(1.0, hit_tokens.get(candidate.spec.worker_id, 0) / tokens) for candidate in candidates]
+        return [min(1.0, hit_tokens.get(candidate.spec.worker_id, 0.0) / tokens) for candidate in candidates]

@@ -16,10 +16,17 @@ def test_nothing_measured_is_zero() -> None:
 def test_prefill_speed_does_not_depend_on_the_length_of_the_prompts() -> None:
     short, long = StepMeter(), StepMeter()
     for meter, tokens in ((short, 10), (long, 2000)):
-        meter.observe(0, 1, 5.0)
         meter.observe(tokens, 0, 5.0 + tokens / 20)
+        meter.observe(0, 1, 5.0)
+        meter.observe(tokens, 1, 5.0 + tokens / 20)
     assert short.prefill_tokens_per_s == pytest.approx(20_000)
     assert long.prefill_tokens_per_s == pytest.approx(20_000)
+
+
+def test_an_engine_that_never_decodes_measures_its_prefill_all_the_same() -> None:
+    meter = StepMeter()
+    meter.observe(1000, 0, 50.0)
+    assert meter.prefill_tokens_per_s == pytest.approx(20_000)
 
 
 def test_a_step_that_computes_prompts_does_not_count_as_a_decoding_step() -> None:
