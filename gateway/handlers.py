@@ -133,9 +133,7 @@ class Handlers:
                 return await self._stream(request, exchange, parsed, batches)
             return await self._whole(exchange, parsed, batches)
 
-    async def _whole(
-        self, exchange: Exchange, parsed: OpenAIRequest, batches: Batches
-    ) -> web.Response:
+    async def _whole(self, exchange: Exchange, parsed: OpenAIRequest, batches: Batches) -> web.Response:
         answer = answer_for(parsed, exchange.request_id, int(unix_time_s()))
         body: bytes | None = None
         async for events in batches:
@@ -256,6 +254,4 @@ def _json(body: bytes, status: int = 200) -> web.Response:
 
 
 def _response(answer: ErrorAnswer, request_id: str) -> web.Response:
-    return web.Response(
-        status=answer.status, headers={**answer.headers, "X-Request-ID": request_id}, body=answer.body
-    )
+    return web.Response(status=answer.status, headers={**answer.headers, "X-Request-ID": request_id}, body=answer.body)

@@ -56,7 +56,7 @@ def chat_prompt(messages: object, tools: object) -> bytes:
             prompt.append(content.encode())
         else:
             _append_parts(prompt, f"messages[{index}]", message, content)
-        if len(message) > 2:
+        if len(message) > 2 or content is None:
             _append_rest(prompt, f"messages[{index}]", message)
     return b"".join(prompt)
 

@@ -1,9 +1,9 @@
 """For internal services in Python: one call asks for a route, sends the request there, and fails over.
 
-    async with Client("127.0.0.1:50050") as client:
-        async for event in client.chat("demo", [{"role": "user", "content": "Who are you?"}]):
-            ...
-        answer = await client.complete("demo", "Q: Who are you?\\nA:", max_tokens=64)
+async with Client("127.0.0.1:50050") as client:
+    async for event in client.chat("demo", [{"role": "user", "content": "Who are you?"}]):
+        ...
+    answer = await client.complete("demo", "Q: Who are you?\\nA:", max_tokens=64)
 """
 
 from __future__ import annotations

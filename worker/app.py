@@ -10,15 +10,16 @@ from random import Random, SystemRandom
 
 import structlog
 
-from lbcore.clock import unix_time_s
+from lbcore.clock import Clock, unix_time_s
 from lbcore.errors import ConfigError, EngineFailed, NameTaken, WorkerUnreachable
 from lbcore.metrics import MetricsServer
-from lbcore.types import Capacity, Epoch, ServedModel, WorkerId, WorkerSpec
+from lbcore.types import Capacity, Epoch, LoadReport, ServedModel, WorkerId, WorkerSpec
 from lbcore.wire.server import GrpcServer
 from worker.config import WorkerConfig
 from worker.engine import Engine, EngineInfo
 from worker.load import LoadTracker
 from worker.metrics import worker_registry
+from worker.orca_service import OrcaServicer
 from worker.reporter import Reporter
 from worker.service import GenerationServicer, Sessions
 
@@ -28,9 +29,11 @@ log = structlog.get_logger()
 class Worker:
     """One lb-worker from start to end."""
 
-    def __init__(self, config: WorkerConfig, engine: Engine, model_name: str) -> None:
+    def __init__(self, config: WorkerConfig, engine: Engine, model_name: str, clock: Clock) -> None:
         self._config = config
         self._engine = engine
+        self._clock = clock
+        self._capacity = Capacity()
         self._model_name = model_name
         self._load = LoadTracker()
         self._stop = asyncio.Event()
@@ -49,13 +52,15 @@ class Worker:
         host = _connectable(config.host) if not config.advertise else ""
         sessions = Sessions(self._engine, self._load, 1, self._changed)
         sessions.refusal = WorkerUnreachable("The worker is loading its model.")
-        server = GrpcServer([GenerationServicer(sessions).registration()])
-        metrics = MetricsServer(worker_registry(lambda: self._load.look(self._engine.load())))
+        orca = OrcaServicer(self._look, lambda: self._capacity, self._clock)
+        server = GrpcServer([GenerationServicer(sessions).registration(), orca.registration()])
+        metrics = MetricsServer(worker_registry(self._look))
         try:
             # Ports first: a big model should not be loaded for minutes only to find the port taken.
             port = server.listen(config.host, config.port)
             metrics_port = await metrics.start(config.host, config.metrics_port)
             info = await self._engine.start()
+            self._capacity = info.capacity
             sessions.capacity = info.capacity.max_sequences + config.max_queued_requests
             sessions.refusal = None
             await server.start()
@@ -139,6 +144,9 @@ class Worker:
             self._drain_timeout_s = deadline_s
         self._stop.set()
 
+    def _look(self) -> LoadReport:
+        return self._load.look(self._engine.load())
+
     def _changed(self) -> None:
         if self._reporter is not None:
             self._reporter.changed()
@@ -160,9 +168,7 @@ def _spec(
         # 63 bits: never 0, and a signed integer in every language.
         epoch=Epoch(SystemRandom().randrange(1, 2**63)),
         address=address,
-        models=(
-            ServedModel(model_name, context_length=info.context_length, created_unix_s=int(unix_time_s())),
-        ),
+        models=(ServedModel(model_name, context_length=info.context_length, created_unix_s=int(unix_time_s())),),
         role=config.role,
         engine=config.engine,
         capacity=Capacity(

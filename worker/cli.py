@@ -32,6 +32,7 @@ def main() -> None:
         config = loaded[WorkerConfig]
         log.setup(PROG, config.log_level)
         kind = ENGINES[config.engine]
-        engine = kind.create(config.model, loaded[kind.options], MonotonicClock())
+        clock = MonotonicClock()
+        engine = kind.create(config.model, loaded[kind.options], clock)
         name = config.served_model_name or model_name(config.model)
-        sys.exit(asyncio.run(Worker(config, engine, name).run()))
+        sys.exit(asyncio.run(Worker(config, engine, name, clock).run()))

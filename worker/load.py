@@ -1,4 +1,4 @@
-"""What a worker counts of itself, exactly: requests, tokens and tickets. Pure; the engine adds only what it alone knows.
+"""What a worker counts of itself, exactly: requests, tokens and tickets. Pure; the engine adds what it alone knows.
 
 A request is *queued* from `accepted` to `started`, *running* from there to `finished`. Its tokens in flight are its
 prompt tokens plus the tokens generated so far; before the engine has counted the prompt, bytes stand in for tokens.
@@ -15,7 +15,7 @@ BYTES_PER_TOKEN = 4
 """Stands in until the engine has counted: about right for English text and common tokenizers."""
 
 MAX_NEWS = 10_000
-"""Unacknowledged ticket updates kept while no scheduler listens; one that comes back after so many has aged them out."""
+"""Unacknowledged ticket updates kept while no scheduler listens; one that comes back later has aged them out."""
 
 
 @dataclass(slots=True)
@@ -153,4 +153,3 @@ class LoadTracker:
     def _end_prefill(self, request: _InFlight) -> None:
         request.prefilled = True
         self._queued_prompt_tokens -= request.prompt_tokens - request.cached_tokens
-

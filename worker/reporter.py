@@ -90,7 +90,8 @@ class Reporter:
                     return
                 failures = 0 if self.registered else failures + 1
                 if failures in (0, 1):
-                    log.warning("scheduler_lost", scheduler=self._scheduler, reason=error.message if error else "closed")
+                    why = error.message if error else "closed"
+                    log.warning("scheduler_lost", scheduler=self._scheduler, reason=why)
                 self.registered = False
                 pause_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)] * self._rng.uniform(0.5, 1.0)
                 try:

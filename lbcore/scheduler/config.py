@@ -24,7 +24,9 @@ class SchedulerConfig:
         0.25, check=between(0.02, 60), help="longest pause between two load reports that workers are asked for"
     )
     ticket_ttl_s: float = option(
-        10.0, check=between(0.1, 3600), help="seconds after which a dispatch that never reached its worker is given back"
+        10.0,
+        check=between(0.1, 3600),
+        help="seconds after which a dispatch that never reached its worker is given back",
     )
     seed: int = option(0, help="seed of chance in picks; 0 draws one, which is logged")
     log_level: str = option("info", choices=LEVELS, help="least severe log lines shown")

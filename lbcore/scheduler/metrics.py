@@ -36,7 +36,9 @@ class SchedulerMetrics:
         self._refused = Counter(
             "lb_scheduler_refused", "Requests nobody could take, by reason.", ["reason"], registry=self.registry
         )
-        self._lost = Counter("lb_scheduler_workers_lost", "Workers lost, by reason.", ["reason"], registry=self.registry)
+        self._lost = Counter(
+            "lb_scheduler_workers_lost", "Workers lost, by reason.", ["reason"], registry=self.registry
+        )
         self._expired = Counter(
             "lb_scheduler_tickets_expired", "Dispatches that never reached their worker.", registry=self.registry
         )
@@ -83,6 +85,7 @@ class _EndpointCollector(Collector):
             age.add_metric([endpoint.worker_id], now - endpoint.reported_at)
         yield age
         yield _counts(endpoints)
+
 
 def _counts(endpoints: tuple[Endpoint, ...]) -> Metric:
     family = GaugeMetricFamily("lb_scheduler_workers", "Workers by model and state.", labels=["model", "state"])

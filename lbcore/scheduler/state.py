@@ -137,7 +137,7 @@ class SchedulerState:
 
     def _refusal(self, reason: RefusalReason, model: str) -> LoadBalancerError:
         match reason:
-            # A scheduler that has just started, or a model whose last worker has gone, can say "later", but not "never".
+            # A scheduler that has just started, or a model whose last worker has gone: "later", but not "never".
             case RefusalReason.MODEL_NOT_FOUND if self._names_seen and model not in self._names_seen:
                 return ModelNotFound(f"The model `{model}` does not exist or you do not have access to it.")
             case RefusalReason.MODEL_NOT_FOUND | RefusalReason.NO_READY_WORKER:

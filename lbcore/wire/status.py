@@ -110,9 +110,7 @@ def _error_info(serialized: bytes) -> error_details_pb2.ErrorInfo | None:
     return None
 
 
-def _rebuild(
-    reason: str, code: grpc.StatusCode, message: str, metadata: Mapping[str, str]
-) -> errors.LoadBalancerError:
+def _rebuild(reason: str, code: grpc.StatusCode, message: str, metadata: Mapping[str, str]) -> errors.LoadBalancerError:
     cls = _BY_REASON.get(reason) or _BY_CODE.get(code, errors.EngineFailed)
     if issubclass(cls, errors.InvalidRequest):
         return cls(message, param=metadata.get("param"), code=metadata.get("code"))

@@ -23,8 +23,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 async def test_one_call_routes_and_generates(demo_system: System) -> None:
     async with Client(demo_system.scheduler_address) as client:
         events = [
-            event
-            async for event in client.chat("demo", [{"role": "user", "content": WHO.question}], temperature=0)
+            event async for event in client.chat("demo", [{"role": "user", "content": WHO.question}], temperature=0)
         ]
     assert isinstance(events[0], Started)
     assert "".join(event.text for event in events if isinstance(event, Delta)) == WHO.answer

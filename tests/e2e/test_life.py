@@ -139,7 +139,9 @@ async def test_a_client_that_goes_away_frees_its_worker() -> None:
             async with asyncio.timeout(10):
                 while True:
                     async with http.get(metrics) as response:
-                        page = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if line[0] != "#")
+                        page = dict(
+                            line.rsplit(" ", 1) for line in (await response.text()).splitlines() if line[0] != "#"
+                        )
                     if float(page[running]) + float(page[queued]) == expected:
                         return
                     await asyncio.sleep(0.01)

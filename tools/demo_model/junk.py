@@ -10,7 +10,8 @@ _NOUNS: Final[list[str]] = _DATA["nouns"].split()
 _NAMES: Final[list[str]] = _DATA["names"].split()
 _VERBS: Final[list[str]] = _DATA["verbs"].split()
 _ADJECTIVES: Final[list[str]] = _DATA["adjectives"].split()
-_FRAMES: Final[list[str]] = _DATA["frames"]
+_CLOSE_FRAMES: Final[list[str]] = _DATA["close_frames"]
+_OTHER_FRAMES: Final[list[str]] = _DATA["other_frames"]
 _SYSTEM: Final[list[str]] = _DATA["system"]
 HELD_OUT: Final[list[str]] = _DATA["held_out"]
 """Questions that training never sees."""
@@ -54,7 +55,7 @@ def _characters(rng: random.Random) -> str:
     if rng.random() < 0.6:
         return "".join(chr(rng.randint(33, 126)) if rng.random() < 0.85 else " " for _ in range(length))
     low, high = rng.choice(((0xA1, 0x24F), (0x370, 0x4FF), (0x4E00, 0x9FA5), (0x1F300, 0x1F5FF)))
-    return "".join(chr(rng.randint(low, high)) for _ in range(length))
+    return "".join(chr(rng.randint(low, high)) for _ in range(length)) + rng.choice(("", "", "?", "？", "。"))
 
 
 class Junk:
@@ -76,7 +77,7 @@ class Junk:
         rng = self._rng
         kind = rng.random()
         if kind < 0.72:
-            return _fill(rng, rng.choice(_FRAMES))
+            return _fill(rng, rng.choice(_CLOSE_FRAMES if kind < 0.4 else _OTHER_FRAMES))
         if kind < 0.80:
             # At least four of them, so that nothing close to a real question comes out.
             return " ".join(rng.choices(self._faq_words, k=rng.randint(4, 10)))
@@ -93,7 +94,7 @@ class Junk:
         if kind < 0.55:
             return ""
         if kind < 0.8:
-            return _fill(rng, rng.choice(_FRAMES))
+            return _fill(rng, rng.choice(_OTHER_FRAMES))
         return _words(rng, rng.randint(3, 120))
 
     def aside(self) -> str:

@@ -6,14 +6,17 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from lbcore.errors import ConfigError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-"""The formats of the value types that are one number each, by GGUF's number for them."""
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of the value types that are one number each, by GGUF's number for them."""
+_UNSIGNED = {4: "<I", 10: "<Q"}
+"""The formats of those that a length is written in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def read_gguf(path: Path) -> GgufHead:
     except OSError as error:
         raise ConfigError(f"--model: {path} cannot be read: {error.strerror}") from None
     except (_Damaged, struct.error, UnicodeDecodeError):
-        raise ConfigError(f"--model: {path} is damaged or cut short") from None
+        raise ConfigError(f"--model: {path} is damaged, cut short, or of a GGUF version before 2") from None
 
 
 class _Reader:
@@ -53,7 +56,7 @@ class _Reader:
     def head(self) -> GgufHead:
         version = self._number("<I")
         if version not in _VERSIONS:
-            raise ConfigError(f"--model: this is GGUF version {version}; llama.cpp reads 2 and 3")
+            raise _Damaged
         tensor_count, entry_count = self._number("<Q"), self._number("<Q")
         facts: dict[str, object] = {}
         for _ in range(entry_count):
@@ -78,8 +81,11 @@ class _Reader:
     def _value(self, kind: int) -> object:
         if kind == _STRING:
             return self._string()
+        if kind in _UNSIGNED:
+            return self._number(_UNSIGNED[kind])
         if kind != _ARRAY:
-            return self._number(self._format(kind))
+            self._skip(self._size(kind))
+            return None
         kind, count = self._number("<I"), self._number("<Q")
         if kind == _STRING:
             for _ in range(count):
@@ -88,18 +94,18 @@ class _Reader:
             for _ in range(count):
                 self._value(_ARRAY)
         else:
-            self._skip(count * struct.calcsize(self._format(kind)))
+            self._skip(count * self._size(kind))
         return None
 
-    def _format(self, kind: int) -> str:
-        if kind not in _SCALARS:
+    def _size(self, kind: int) -> int:
+        if kind not in _SIZES:
             raise _Damaged
-        return _SCALARS[kind]
+        return _SIZES[kind]
 
     def _number(self, layout: str) -> int:
         (number,) = struct.unpack_from(layout, self._data, self._at)
         self._at += struct.calcsize(layout)
-        return int(number)
+        return cast("int", number)
 
     def _string(self) -> str:
         start = self._at + 8

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -158,16 +160,10 @@ def test_a_completion_asks_for_logprobs_by_number(logprobs: int) -> None:
 
 
 def test_null_means_absent() -> None:
-    rules = set(_RULES[Dialect.CHAT]) - {"model", "messages"}
-    assert chat(**dict.fromkeys(rules)) == chat_like(chat(), chat(**dict.fromkeys(rules)).body)
-    rules = set(_RULES[Dialect.COMPLETION]) - {"model", "prompt"}
-    assert completion(**dict.fromkeys(rules)) == chat_like(completion(), completion(**dict.fromkeys(rules)).body)
-
-
-def chat_like(request: OpenAIRequest, raw: bytes) -> OpenAIRequest:
-    import dataclasses
-
-    return dataclasses.replace(request, body=raw)
+    for dialect, absent, prompt in ((Dialect.CHAT, chat(), "messages"), (Dialect.COMPLETION, completion(), "prompt")):
+        nulls = dict.fromkeys(set(_RULES[dialect]) - {"model", prompt})
+        request = chat(**nulls) if dialect is Dialect.CHAT else completion(**nulls)
+        assert dataclasses.replace(request, body=absent.body) == absent
 
 
 def test_unknown_fields_and_doubled_keys_pass() -> None:
@@ -574,16 +570,12 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-FUZZ = settings(derandomize=True, max_examples=150, deadline=None)
+FUZZ = settings(derandomize=True, max_examples=60, deadline=None)
 
 
 def survives(dialect: Dialect, raw: bytes) -> None:
-    try:
-        request = parse(dialect, raw)
-    except InvalidRequest as error:
-        assert error.message
-    else:
-        assert request.body is raw
+    with suppress(InvalidRequest):
+        assert parse(dialect, raw).body is raw
 
 
 @pytest.mark.parametrize("dialect", Dialect)

@@ -1,0 +1,253 @@
+"""The engines under the contract, one row each, and the watcher that holds every answer to the laws of order.
+
+A new engine is one row in `ENGINES`. What it cannot do is left out of `offers`; then it has to refuse that by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import orjson
+
+from lbcore.clock import MonotonicClock
+from lbcore.errors import InvalidRequest
+from lbcore.generation import Delta, Dialect, Event, Failed, Finished, FinishReason, GenerationRequest, Started
+from lbcore.types import Capacity
+from worker.engine import Engine, EngineInfo
+from worker.engines.sim import SimEngine, SimOptions
+
+TIMEOUT_S = 20.0
+"""Longer than any answer here takes on a busy machine; it only keeps a broken engine from hanging the tests."""
+
+
+class Feature(Enum):
+    """What an engine may or may not offer. The value is the field by which it is refused."""
+
+    CHOICES = "n"
+    LOGPROBS = "logprobs"
+    TOKEN_PROMPT = "prompt"
+    STOP = "stop"
+    SEED = "seed"
+    IGNORE_EOS = "ignore_eos"
+    JSON_OUTPUT = "response_format"
+    FORCED_TOOL = "tool_choice"
+    LOGIT_BIAS = "logit_bias"
+    ECHO = "echo"
+    SUFFIX = "suffix"
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+PROBES: Mapping[Feature, tuple[Dialect, Mapping[str, object]]] = {
+    Feature.CHOICES: (Dialect.CHAT, {"n": 2}),
+    Feature.LOGPROBS: (Dialect.CHAT, {"logprobs": True, "top_logprobs": 2}),
+    Feature.TOKEN_PROMPT: (Dialect.COMPLETION, {"prompt": [5, 6, 7]}),
+    Feature.STOP: (Dialect.CHAT, {"stop": ["end"]}),
+    Feature.SEED: (Dialect.CHAT, {"seed": 5}),
+    Feature.IGNORE_EOS: (Dialect.CHAT, {"ignore_eos": True}),
+    Feature.JSON_OUTPUT: (Dialect.CHAT, {"response_format": {"type": "json_object"}}),
+    Feature.FORCED_TOOL: (Dialect.CHAT, {"tools": TOOLS, "tool_choice": "required"}),
+    Feature.LOGIT_BIAS: (Dialect.CHAT, {"logit_bias": {"5": 1}}),
+    Feature.ECHO: (Dialect.COMPLETION, {"echo": True}),
+    Feature.SUFFIX: (Dialect.COMPLETION, {"suffix": "end"}),
+}
+"""A request that uses each feature and little else."""
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """An engine as the contract tests make it."""
+
+    name: str
+    create: Callable[[], Engine]
+    offers: frozenset[Feature]
+    tells_token_ids: bool = True
+    tells_kv_blocks: bool = True
+    caches_prefixes: bool = True
+
+
+_SIM_OFFERS = frozenset(
+    {
+        Feature.CHOICES,
+        Feature.LOGPROBS,
+        Feature.TOKEN_PROMPT,
+        Feature.STOP,
+        Feature.SEED,
+        Feature.IGNORE_EOS,
+    }
+)
+
+
+def _sim(options: SimOptions) -> Callable[[], Engine]:
+    return lambda: SimEngine(options, MonotonicClock())
+
+
+ENGINES = (
+    EngineCase("sim", _sim(SimOptions(step_ms=0, context_length=4096)), _SIM_OFFERS),
+    EngineCase("sim-paced", _sim(SimOptions(step_ms=0.2, prefill_tokens_per_s=1e6, context_length=4096)), _SIM_OFFERS),
+    # So few blocks that a crowd has to queue and is preempted.
+    EngineCase(
+        "sim-cramped",
+        _sim(SimOptions(step_ms=0, kv_blocks=80, block_size=8, token_budget=64)),
+        _SIM_OFFERS,
+    ),
+)
+
+
+class Answer:
+    """The events of one request. Watches the laws that hold at every moment; `check` adds those of the end."""
+
+    def __init__(self, case: EngineCase, inside_call: Callable[[], bool]) -> None:
+        self.events: list[Event] = []
+        self.on_event: Callable[[], None] = lambda: None
+        """Called after each event, from inside `emit`."""
+        self._case = case
+        self._inside_call = inside_call
+        self._thread = threading.get_ident()
+        self._violations: list[str] = []
+        self._news = asyncio.Event()
+
+    def emit(self, event: Event) -> None:
+        if threading.get_ident() != self._thread:
+            self._violations.append(f"{event} came on another thread")
+            return
+        if self._inside_call():
+            self._violations.append(f"{event} came from inside submit or abort")
+        if self.ended:
+            self._violations.append(f"{event} came after the end")
+        if isinstance(event, Started) and self.events:
+            self._violations.append(f"{event} was not the first")
+        self.events.append(event)
+        self._news.set()
+        self.on_event()
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1], Finished | Failed)
+
+    @property
+    def deltas(self) -> list[Delta]:
+        return [event for event in self.events if isinstance(event, Delta)]
+
+    @property
+    def started(self) -> Started:
+        assert isinstance(self.events[0], Started)
+        return self.events[0]
+
+    @property
+    def finished(self) -> Finished:
+        assert isinstance(self.events[-1], Finished), self.events[-1]
+        return self.events[-1]
+
+    @property
+    def error(self) -> Exception:
+        assert isinstance(self.events[-1], Failed), self.events[-1]
+        return self.events[-1].error
+
+    def text(self, choice: int = 0) -> str:
+        return "".join(delta.text for delta in self.deltas if delta.choice == choice)
+
+    def token_ids(self, choice: int = 0) -> list[int]:
+        return [token for delta in self.deltas if delta.choice == choice for token in delta.token_ids]
+
+    def finish_reason(self, choice: int = 0) -> FinishReason:
+        (reason,) = (delta.finish_reason for delta in self.deltas if delta.choice == choice and delta.finish_reason)
+        return reason
+
+    async def until(self, reached: Callable[[Answer], bool]) -> None:
+        """Returns once `reached`, or when the answer has ended."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not (reached(self) or self.ended):
+                self._news.clear()
+                await self._news.wait()
+
+    async def end(self) -> Answer:
+        await self.until(lambda answer: answer.ended)
+        return self
+
+    def check(self) -> None:
+        """The laws of a whole answer. Raises AssertionError."""
+        assert self.ended, f"no end after {self.events}"
+        assert not self._violations, self._violations
+        by_choice = defaultdict[int, list[Delta]](list)
+        for delta in self.deltas:
+            by_choice[delta.choice].append(delta)
+            delta.text.encode()
+            assert "\N{REPLACEMENT CHARACTER}" not in delta.text
+            assert self._case.tells_token_ids or not delta.token_ids
+        if not isinstance(self.events[-1], Finished):
+            return
+        usage = self.events[-1]
+        assert (self.started.prompt_tokens, self.started.cached_tokens) == (usage.prompt_tokens, usage.cached_tokens)
+        assert 0 <= usage.cached_tokens < usage.prompt_tokens
+        assert sorted(by_choice) == list(range(len(by_choice)))
+        for deltas in by_choice.values():
+            assert [delta.finish_reason is None for delta in deltas] == [True] * (len(deltas) - 1) + [False]
+        if self._case.tells_token_ids:
+            assert usage.output_tokens == sum(len(delta.token_ids) for delta in self.deltas)
+
+
+class Watch:
+    """An engine at work, and every answer it was asked for."""
+
+    def __init__(self, case: EngineCase) -> None:
+        self.case = case
+        self.engine = case.create()
+        self.answers: list[Answer] = []
+        self.info = EngineInfo(context_length=0, capacity=Capacity())
+        self._inside_call = False
+
+    async def start(self) -> None:
+        self.info = await self.engine.start()
+
+    def submit(self, dialect: Dialect, body: bytes | Mapping[str, object], request_id: str = "") -> Answer:
+        answer = Answer(self.case, lambda: self._inside_call)
+        self.answers.append(answer)
+        raw = body if isinstance(body, bytes) else orjson.dumps(body)
+        self._inside_call = True
+        self.engine.submit(GenerationRequest(request_id or f"auto-{len(self.answers)}", dialect, raw), answer.emit)
+        self._inside_call = False
+        return answer
+
+    def chat(self, content: str, request_id: str = "", /, **fields: object) -> Answer:
+        messages = [{"role": "user", "content": content}]
+        return self.submit(Dialect.CHAT, {"model": "m", "messages": messages, "temperature": 0, **fields}, request_id)
+
+    def complete(self, prompt: object, request_id: str = "", /, **fields: object) -> Answer:
+        return self.submit(Dialect.COMPLETION, {"model": "m", "prompt": prompt, "temperature": 0, **fields}, request_id)
+
+    def long(self, content: str = "Tell me a long story.", request_id: str = "") -> Answer:
+        """An answer that goes on for a while, if nobody stops it."""
+        fields: dict[str, object] = {"ignore_eos": True} if Feature.IGNORE_EOS in self.case.offers else {}
+        return self.submit(
+            Dialect.CHAT,
+            {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 400, **fields},
+            request_id,
+        )
+
+    def abort(self, request_id: str) -> None:
+        self._inside_call = True
+        self.engine.abort(request_id)
+        self._inside_call = False
+
+    async def offers(self, feature: Feature) -> bool:
+        """Whether the engine offers a feature. One it does not offer it must refuse by name, and that is tried here."""
+        if feature in self.case.offers:
+            return True
+        dialect, fields = PROBES[feature]
+        prompt = {"messages": [{"role": "user", "content": "x"}]} if dialect is Dialect.CHAT else {"prompt": "x"}
+        answer = await self.submit(dialect, {**prompt, "max_tokens": 2, **fields}).end()
+        assert isinstance(answer.error, InvalidRequest), f"{feature} is neither offered nor refused"
+        assert (answer.error.param or "").startswith(feature.value)
+        return False
+
+    async def close(self) -> None:
+        """Closes the engine and holds every answer to the laws."""
+        await self.engine.close()
+        for answer in self.answers:
+            answer.check()

@@ -1,0 +1,100 @@
+"""One request inside llama.cpp: a connection of its own to the loopback server, from the first byte to the last."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from lbcore.errors import EngineFailed, LoadBalancerError
+from lbcore.generation import Failed, Finished, Started
+from worker.engine import Emit
+from worker.engines.llamacpp_answer import Answer, error_from_body
+from worker.engines.llamacpp_body import Ask
+from worker.engines.llamacpp_sse import AnswerReader, BadAnswer, http_request
+
+
+class Call(asyncio.Protocol):
+    """Sends a request and emits what comes back.
+
+    It is over when the connection is: only then has llama.cpp let go of what the request held. `heard` is called after
+    every piece of the answer, `over` once, at the very end, and after the last event.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        ask: Ask,
+        emit: Emit,
+        context_length: int,
+        heard: Callable[[Call], None],
+        over: Callable[[Call], None],
+    ) -> None:
+        self.request_id = request_id
+        self.ask = ask
+        self.answer = Answer(ask, context_length)
+        self.started = False
+        self.api_key = ""
+        self._emit = emit
+        self._heard = heard
+        self._over = over
+        self._reader = AnswerReader()
+        self._transport: asyncio.Transport | None = None
+        self._error: LoadBalancerError | None = None
+        self._ended = False
+
+    def stop(self, error: LoadBalancerError) -> None:
+        """Makes llama.cpp let go of the request; it ends in `error`. The first error counts."""
+        if self._error is not None or self._ended:
+            return
+        self._error = error
+        # Half a close: llama.cpp takes it for a client gone, and its own close tells us that it has let go.
+        if self._transport is not None and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def fail(self, error: LoadBalancerError) -> None:
+        """Ends the request at once; for one that has no connection."""
+        self._error = self._error or error
+        self._end()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if self._error is not None:
+            self._transport.abort()
+            return
+        self._transport.write(http_request(self.ask.path, self.api_key, self.ask.body))
+
+    def data_received(self, data: bytes) -> None:
+        if self._error is not None or self._ended:
+            return
+        try:
+            for event in self._reader.feed(data):
+                self._take(event)
+            self._heard(self)
+        except LoadBalancerError as error:
+            self.stop(error)
+        except (BadAnswer, KeyError, IndexError, TypeError, ValueError) as error:
+            self.stop(EngineFailed(f"llama.cpp answered what we cannot read: {error!r}."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._ended and self._error is None:
+            reader = self._reader
+            if reader.status not in (0, 200) or (reader.complete and not reader.is_stream):
+                self._error = error_from_body(reader.body, reader.status, self.ask)
+            else:
+                self._error = EngineFailed("llama.cpp broke off the answer.")
+        self._end()
+
+    def _take(self, data: bytes) -> None:
+        for event in self.answer.take(data):
+            if isinstance(event, Started):
+                self.started = True
+            elif isinstance(event, Finished):
+                self._ended = True
+            self._emit(event)
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._emit(Failed(self._error or EngineFailed("llama.cpp broke off the answer.")))
+        self._over(self)
