@@ -14,9 +14,11 @@ from gateway.config import GatewayConfig
 from gateway.fleet import Fleet
 from gateway.handlers import Handlers
 from gateway.metrics import GatewayMetrics
+from gateway.processes import Place
 from lbcore.clock import Clock
 from lbcore.dispatch import Dispatcher
 from lbcore.errors import ConfigError
+from lbcore.metrics import MetricsServer
 from lbcore.wire.clients import GenerationClients, RoutingClient
 
 log = structlog.get_logger()
@@ -26,8 +28,8 @@ _unparsable = logging.getLogger("gateway.unparsable")
 _unparsable.setLevel(logging.CRITICAL)
 
 
-async def run(config: GatewayConfig, clock: Clock) -> None:
-    """Serves until SIGTERM or SIGINT, then lets running requests finish.
+async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running requests finish. `place` is its place among its siblings.
 
     Raises:
         ConfigError: the gateway cannot start like this.
@@ -37,7 +39,7 @@ async def run(config: GatewayConfig, clock: Clock) -> None:
     metrics = GatewayMetrics()
     fleet = Fleet(on_change=workers.keep_only)
     dispatcher = Dispatcher(routing, workers, metrics.attempt)
-    handlers = Handlers(config, dispatcher, fleet, metrics, clock)
+    handlers = Handlers(config, dispatcher, fleet, metrics, clock, place)
     # Cancellation: a client that goes away must stop its request at the worker, streaming or not.
     runner = web.AppRunner(
         handlers.application(),
@@ -48,7 +50,7 @@ async def run(config: GatewayConfig, clock: Clock) -> None:
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, config.host, config.port).start()
+        await web.TCPSite(runner, config.host, config.port, reuse_port=place is not None).start()
     except OSError as error:
         await runner.cleanup()
         raise ConfigError(f"--port: cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
@@ -57,14 +59,18 @@ async def run(config: GatewayConfig, clock: Clock) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    own_page = MetricsServer(metrics.registry)
+    if place is not None:
+        await own_page.start_unix(place.own_socket)
     host, port = runner.addresses[0][:2]
-    log.info("ready", http=f"{host}:{port}", scheduler=config.scheduler)
+    log.info("ready", http=f"{host}:{port}", scheduler=config.scheduler, index=place.index if place else 0)
     try:
         await stop.wait()
         log.info("draining", requests=handlers.in_flight, timeout_s=config.drain_timeout_s)
         handlers.draining = True
     finally:
         await runner.cleanup()
+        await own_page.stop()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await workers.close()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 
 from gateway.app import run
 from gateway.config import GatewayConfig
+from gateway.processes import Place, reserve, supervise
 from lbcore import log
 from lbcore.clock import MonotonicClock
 from lbcore.config import command_line, load
@@ -20,4 +23,15 @@ def main() -> None:
     with command_line(PROG):
         config = load(GatewayConfig, PROG, sys.argv[1:], os.environ, description=__doc__ or "")
         log.setup(PROG, config.log_level)
-        asyncio.run(run(config, MonotonicClock()))
+        if config.processes == 1:
+            asyncio.run(run(config, MonotonicClock()))
+            return
+        with reserve(config.host, config.port) as held:
+            child = partial(_child, replace(config, port=held.getsockname()[1]))
+            sys.exit(supervise(config.processes, child))
+
+
+def _child(config: GatewayConfig, place: Place) -> None:
+    with command_line(PROG):
+        log.setup(PROG, config.log_level)
+        asyncio.run(run(config, MonotonicClock(), place))

@@ -15,6 +15,7 @@ class GatewayConfig:
     scheduler: str = option("127.0.0.1:50050", metavar="HOST:PORT", check=host_port, help="scheduler to ask for routes")
     host: str = option("127.0.0.1", help="address to listen on")
     port: int = option(8000, check=port_number, help="port for HTTP; 0 takes a free one")
+    processes: int = option(1, check=between(1, 128), help="processes that share the port, for more than one core")
     max_body_bytes: int = option(
         32 * 1024 * 1024, check=between(1024, 1024**3), help="largest request body let in; more gets 413"
     )

@@ -44,7 +44,7 @@ class Fleet:
         return any(status.state is EndpointState.READY for status in self._workers.values())
 
     def models(self) -> dict[str, int]:
-        """Every name that can be asked for, models and adapters, with when it was loaded first, in seconds since 1970."""
+        """Every name that can be asked for, adapters too, with when it was loaded first, in seconds since 1970."""
         created: dict[str, int] = {}
         for status in self._workers.values():
             for model in status.spec.models:

@@ -15,7 +15,8 @@ from gateway import sse
 from gateway.config import GatewayConfig
 from gateway.errors import ErrorAnswer, method_not_allowed, openai_error
 from gateway.fleet import Fleet
-from gateway.metrics import GatewayMetrics
+from gateway.metrics import GatewayMetrics, page_of_all
+from gateway.processes import Place
 from gateway.render import answer_for, chunks_for, model_list, model_object
 from gateway.schema import OpenAIRequest, parse
 from lbcore.clock import Clock, unix_time_s
@@ -67,15 +68,23 @@ class Handlers:
     """The routes of the gateway. `draining` turns /ready to 503; what runs goes on."""
 
     def __init__(
-        self, config: GatewayConfig, dispatcher: Dispatcher, fleet: Fleet, metrics: GatewayMetrics, clock: Clock
+        self,
+        config: GatewayConfig,
+        dispatcher: Dispatcher,
+        fleet: Fleet,
+        metrics: GatewayMetrics,
+        clock: Clock,
+        place: Place | None = None,
     ) -> None:
         self._config = config
         self._dispatcher = dispatcher
         self._fleet = fleet
         self._metrics = metrics
         self._clock = clock
+        self._place = place
         self.draining = False
         self.in_flight = 0
+        metrics.in_flight.set_function(lambda: self.in_flight)
 
     def application(self) -> web.Application:
         """The aiohttp application with all routes."""
@@ -197,8 +206,9 @@ class Handlers:
         return _json(b'{"status":"ok"}')
 
     async def _expose(self, request: web.Request) -> web.Response:
-        self._metrics.in_flight.set(self.in_flight)
-        return exposition(self._metrics.registry, request.headers.get("Accept", ""))
+        if self._place is None:
+            return exposition(self._metrics.registry, request.headers.get("Accept", ""))
+        return await page_of_all(self._metrics.registry, self._place)
 
     def _account(self, exchange: Exchange, error: BaseException | None) -> None:
         now = self._clock.now()

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import asyncio
+from pathlib import Path
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from gateway.merge import merge
+from gateway.processes import Place
 from lbcore.dispatch import Attempt
 from lbcore.generation import Finished
 
+_SIBLING_TIMEOUT_S = 2.0
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -66,3 +80,22 @@ class GatewayMetrics:
         """A worker was tried."""
         if attempt.error is not None:
             self.failed_attempts.labels(attempt.error.reason).inc()
+
+
+async def page_of_all(registry: CollectorRegistry, place: Place) -> web.Response:
+    """The metrics of this process and of its siblings as one page; a sibling that does not answer is left out."""
+    pages = await asyncio.gather(*(_page_at(path) for path in place.sibling_sockets))
+    merged = merge([generate_latest(registry).decode(), *filter(None, pages)])
+    return web.Response(body=merged, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _page_at(path: Path) -> str | None:
+    timeout = ClientTimeout(total=_SIBLING_TIMEOUT_S)
+    try:
+        async with (
+            ClientSession(connector=UnixConnector(str(path)), timeout=timeout) as http,
+            http.get("http://sibling/metrics") as response,
+        ):
+            return await response.text()
+    except (ClientError, TimeoutError):
+        return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -22,19 +24,25 @@ class MetricsServer:
         Raises:
             ConfigError: the port is in use or may not be opened.
         """
-        app = web.Application()
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/health", self._health)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
+        runner = await self._setup()
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            await runner.cleanup()
             raise ConfigError(f"--metrics-port: cannot listen on {host}:{port}: {error.strerror or error}") from error
-        self._runner = runner
         address = runner.addresses[0]
         return int(address[1])
+
+    async def start_unix(self, path: Path) -> None:
+        """Listens on a socket in the file system, replacing one that a dead process left."""
+        await web.UnixSite(await self._setup(), path).start()
+
+    async def _setup(self) -> web.AppRunner:
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/health", self._health)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        return self._runner
 
     async def stop(self) -> None:
         if self._runner is not None:

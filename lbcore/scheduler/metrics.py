@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -14,7 +14,7 @@ from lbcore.clock import Clock
 from lbcore.pool import WorkerPool
 from lbcore.types import Endpoint, EndpointState, RefusalReason, WorkerId
 
-_GAUGES = (
+_GAUGES: tuple[tuple[str, str, Callable[[Endpoint], float]], ...] = (
     ("queued_requests", "Requests in the worker's queue, as last reported.", lambda e: e.load.queued_requests),
     ("running_requests", "Requests running at the worker, as last reported.", lambda e: e.load.running_requests),
     ("queued_prompt_tokens", "Prompt tokens the worker still has to compute.", lambda e: e.load.queued_prompt_tokens),
@@ -76,7 +76,7 @@ class _EndpointCollector(Collector):
         for name, text, read in _GAUGES:
             family = GaugeMetricFamily(f"lb_scheduler_worker_{name}", text, labels=["worker_id"])
             for endpoint in endpoints:
-                family.add_metric([endpoint.worker_id], float(read(endpoint)))
+                family.add_metric([endpoint.worker_id], read(endpoint))
             yield family
         age = GaugeMetricFamily(
             "lb_scheduler_worker_report_age_seconds", "Age of the worker's last report.", labels=["worker_id"]

@@ -124,6 +124,29 @@ async def test_a_gateway_told_to_go_finishes_its_streams() -> None:
         assert await gateway.wait() == 0
 
 
+async def test_several_gateway_processes_share_the_port_and_one_metrics_page() -> None:
+    async with System() as system:
+        await system.start_scheduler()
+        gateway = await system.start_gateway("--processes", "2")
+        await gateway.line("ready", lambda line: line["index"] == 0)
+        await gateway.line("ready", lambda line: line["index"] == 1)
+        await system.start_worker("--model", "sim", "--engine", "sim")
+        await gateway.line("scheduler_connected")
+        await system.models({"sim"})
+        async with aiohttp.ClientSession(system.gateway_url) as http:
+            for _ in range(10):
+                # Each on a connection of its own, so that the kernel spreads them.
+                body = {"model": "sim", "prompt": "x", "max_tokens": 1}
+                async with http.post("/v1/completions", json=body, headers={"Connection": "close"}) as response:
+                    assert response.status in (200, 503)
+            async with http.get("/metrics") as response:
+                page = await response.text()
+        counted = [float(line.split()[-1]) for line in page.splitlines() if line.startswith("lb_gateway_requests_total{")]
+        assert sum(counted) == 10
+        gateway.send_signal(signal.SIGTERM)
+        assert await gateway.wait() == 0
+
+
 async def test_a_client_that_goes_away_frees_its_worker() -> None:
     async with System() as system:
         await system.start_scheduler()

@@ -1,4 +1,4 @@
-"""Events to OpenAI's bytes, exactly. `REWRITE_GOLDEN=1` writes what comes out now; read the difference before keeping it."""
+"""Events to OpenAI's bytes, exactly. `REWRITE_GOLDEN=1` keeps what comes out now: read the difference first."""
 
 from __future__ import annotations
 

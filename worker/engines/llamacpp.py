@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import secrets
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lbcore.clock import Clock
-from lbcore.config import at_least, between, option
 from lbcore.errors import (
     Cancelled,
-    ConfigError,
     EngineFailed,
     InvalidRequest,
     LoadBalancerError,
@@ -32,33 +27,12 @@ from worker.engines.llamacpp_body import read_body
 from worker.engines.llamacpp_call import Call
 from worker.engines.llamacpp_gguf import read_gguf
 from worker.engines.llamacpp_meter import SpeedMeter
-from worker.engines.llamacpp_server import LlamaCppServer
+from worker.engines.llamacpp_server import LlamaCppOptions, LlamaCppServer
+
+__all__ = ["LlamaCppEngine", "LlamaCppOptions"]
 
 KV_BLOCK_SIZE = 16
 """llama.cpp keeps its cache by the token; blocks of 16, the size most engines use, make its numbers comparable."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlamaCppOptions:
-    """The options of the embedded engine."""
-
-    n_ctx: int = option(0, help="longest prompt plus answer, in tokens; 0 takes what the model was trained for", check=at_least(0))
-    n_parallel: int = option(8, help="sequences that run at once, each with a cache of its own", check=between(1, 256))
-    n_batch: int = option(
-        0,
-        help="prompt tokens computed in one step, which nothing interrupts; 0 measures how many take 80 ms",
-        check=at_least(0),
-    )
-    n_threads: int = option(0, help="threads that compute; 0 takes one per core", check=at_least(0))
-    n_gpu_layers: int = option(-1, help="layers kept on the GPU; -1 takes as many as fit", check=at_least(-1))
-    cache_mib: int = option(
-        2048, help="memory for prompts that no sequence holds any more, in MiB; 0 keeps none", check=at_least(0)
-    )
-    seed: int = option(-1, help="seed of requests that bring none; -1 draws one each time", check=at_least(-1))
-    chat_template: str = option("", help="Jinja template, or a file with one, instead of the model's own")
-    verbosity: int = option(
-        0, help="llama.cpp's own log on stderr: 0 none, 1 errors, up to 5; may show parts of requests", check=between(0, 5)
-    )
 
 
 class LlamaCppEngine:
@@ -105,3 +79,116 @@ class LlamaCppEngine:
             self._accept(request, emit)
         except LoadBalancerError as error:
             asyncio.get_running_loop().call_soon(emit, Failed(error))
+
+    def abort(self, request_id: str) -> None:
+        call = self._calls.get(request_id)
+        if call is not None:
+            self._stop(call, Cancelled("The request was aborted."))
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(
+            kv_used_blocks=sum(-(-call.answer.kv_tokens // KV_BLOCK_SIZE) for call in self._inside),
+            prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
+            step_time_ms=self._meter.step_time_ms,
+        )
+
+    async def failed(self) -> str:
+        await self._broken.wait()
+        return self._failure
+
+    async def close(self) -> None:
+        self._closed = True
+        for call in [*self._calls.values()]:
+            self._stop(call, _closing(call))
+        # What was left to the event loop comes out, then what llama.cpp has to let go of.
+        await asyncio.sleep(0)
+        if self._inside:
+            self._idle.clear()
+            await self._idle.wait()
+        server, self._server = self._server, None
+        if server is not None:
+            await server.close()
+
+    def _accept(self, request: GenerationRequest, emit: Emit) -> None:
+        if self._closed or self._failure:
+            raise WorkerUnreachable("The engine is closed.")
+        if request.request_id in self._calls:
+            raise InvalidRequest("A request with this id is running.")
+        ask = read_body(request, self._options.n_parallel)
+        call = Call(request.request_id, ask, emit, self._context_length, self._heard, self._over)
+        self._calls[request.request_id] = call
+        self._serial += 1
+        heapq.heappush(self._waiting, (-request.priority, self._serial, call))
+        self._admit()
+
+    def _admit(self) -> None:
+        """Lets requests in while the first in the queue finds enough sequences free: nobody overtakes it."""
+        while self._waiting:
+            call = self._waiting[0][2]
+            if self._calls.get(call.request_id) is call:
+                if self._sequences(call) > self._free:
+                    return
+                self._free -= self._sequences(call)
+                self._inside.add(call)
+                task = asyncio.create_task(self._connect(call))
+                self._connecting.add(task)
+                task.add_done_callback(self._connecting.discard)
+            heapq.heappop(self._waiting)
+
+    async def _connect(self, call: Call) -> None:
+        assert self._server is not None
+        call.api_key = self._server.api_key
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: call, self._server.host, self._server.port)
+        except OSError as error:
+            self._break(f"llama.cpp's server does not answer: {error.strerror}")
+            call.fail(EngineFailed(self._failure))
+
+    def _heard(self, call: Call) -> None:
+        answer = call.answer
+        if call.started:
+            self._meter.reached(
+                call,
+                answer.computed_prompt_tokens,
+                answer.prefilled,
+                answer.deltas,
+                self._sequences(call),
+                self._clock.now(),
+            )
+
+    def _over(self, call: Call) -> None:
+        if self._calls.get(call.request_id) is call:
+            del self._calls[call.request_id]
+        if call in self._inside:
+            self._inside.discard(call)
+            self._free += self._sequences(call)
+            self._meter.left(call, self._clock.now())
+            self._admit()
+            if not self._inside:
+                self._idle.set()
+
+    def _stop(self, call: Call, error: LoadBalancerError) -> None:
+        if call in self._inside:
+            call.stop(error)
+        else:
+            # It waits no longer, and the queue drops it when its turn comes.
+            del self._calls[call.request_id]
+            asyncio.get_running_loop().call_soon(call.fail, error)
+
+    def _break(self, why: str) -> None:
+        """llama.cpp is gone for good: ends every request."""
+        if not self._failure:
+            self._failure = why
+            self._broken.set()
+            for call in [*self._calls.values()]:
+                self._stop(call, EngineFailed(why))
+
+    def _sequences(self, call: Call) -> int:
+        return min(call.ask.choices, self._options.n_parallel)
+
+
+def _closing(call: Call) -> LoadBalancerError:
+    if call.answer.deltas:
+        return StreamInterrupted("The engine was closed.")
+    return WorkerUnreachable("The engine was closed.")

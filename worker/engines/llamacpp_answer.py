@@ -36,8 +36,11 @@ class Answer:
         self._output_tokens = 0
         self.deltas = 0
         """Deltas with a token so far."""
-        self.kv_tokens = 0
-        """Tokens this request has in the KV cache by now, about."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens this request has in the KV cache by now; those that are held back are missing."""
+        return sum(self._processed.values()) + self.deltas
 
     @property
     def prompt_tokens(self) -> int:
@@ -56,7 +59,8 @@ class Answer:
     def prefilled(self) -> bool:
         """Whether every prompt is computed."""
         return self.deltas > 0 or (
-            len(self._prompts) == self._ask.prompts and self.computed_prompt_tokens + self.cached_tokens >= self.prompt_tokens
+            len(self._prompts) == self._ask.prompts
+            and self.computed_prompt_tokens + self.cached_tokens >= self.prompt_tokens
         )
 
     def take(self, data: bytes) -> Iterator[Event]:
@@ -162,7 +166,9 @@ class Answer:
 
 def _tool_call(part: Mapping[str, Any]) -> ToolCallDelta:
     function = part.get("function") or {}
-    return ToolCallDelta(part["index"], part.get("id") or "", function.get("name") or "", function.get("arguments") or "")
+    return ToolCallDelta(
+        part["index"], part.get("id") or "", function.get("name") or "", function.get("arguments") or ""
+    )
 
 
 def _finite(logprob: float | None) -> float:
@@ -179,7 +185,7 @@ def too_long(prompt: int, asked: int, context_length: int, ask: Ask) -> ContextL
 
 _FIELD = re.compile(r"^Field '([^']+)': (?:\[json\.[^\]]*\] )?(.*)$", re.DOTALL)
 _CLIENTS_FAULT = re.compile(
-    r"^(Failed to parse|Cannot |Unsupported|Invalid|Missing|unsupported|All non-assistant)|jinja|template|is not supported"
+    r"^(Failed to parse|Cannot |Unsupported|Invalid|Missing|All non-assistant)|jinja|template|not supported|unsupported"
     r"|must be|is required|Expected",
 )
 """What llama.cpp says with status 500 when a body or a chat template does not go together with the request."""

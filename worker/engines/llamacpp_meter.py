@@ -1,4 +1,4 @@
-"""What the engine measures of llama.cpp's speed, from what its requests had reached when. Pure; the caller brings the time."""
+"""How fast llama.cpp is, measured from what its requests had reached when. Pure; the caller brings the time."""
 
 from __future__ import annotations
 
@@ -41,17 +41,20 @@ class SpeedMeter:
     def prefill_tokens_per_s(self) -> float:
         return self._tokens / self._seconds if self._seconds > 0 else 0.0
 
-    def began(self, key: Hashable, now: float) -> None:
-        """A request's prompt is taken up."""
-        if not self._prefilling:
-            self._busy_since = now
-            self._busy_tokens = 0
-        self._prefilling += 1
-        self._requests[key] = _Progress(0, False, 0, now)
+    def reached(
+        self, key: Hashable, prompt_tokens: int, prefilled: bool, deltas: int, choices: int, now: float
+    ) -> None:
+        """How far a request is: prompt tokens computed for it, whether that is all, and its deltas so far.
 
-    def reached(self, key: Hashable, prompt_tokens: int, prefilled: bool, deltas: int, choices: int, now: float) -> None:
-        """How far a request is: prompt tokens computed for it, whether that is all, and its deltas so far."""
-        request = self._requests[key]
+        The first time says that its prompt is taken up.
+        """
+        request = self._requests.get(key)
+        if request is None:
+            if not self._prefilling:
+                self._busy_since, self._busy_tokens = now, 0
+            self._prefilling += 1
+            # What is computed already took time that nobody saw.
+            request = self._requests[key] = _Progress(prompt_tokens, False, 0, now)
         self._busy_tokens += prompt_tokens - request.prompt_tokens
         request.prompt_tokens = prompt_tokens
         if not request.prefilled:

@@ -1,6 +1,7 @@
-"""HTTP as far as llama.cpp's own server speaks it: one request out, one answer in, its server-sent events taken apart. Pure.
+"""HTTP as far as llama.cpp's server speaks it: a request out, an answer in, its server-sent events taken apart. Pure.
 
-Bytes go in as the socket gives them, in pieces of any size; whole events come out. Nothing here waits or knows a socket.
+Bytes go in as the socket gives them, in pieces of any size; whole events come out. Nothing here waits or knows a
+socket.
 """
 
 from __future__ import annotations

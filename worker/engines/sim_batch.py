@@ -94,7 +94,7 @@ class SimBatch(Generic[K]):
         self._growth: list[dict[K, SimSequence[K]]] = [{} for _ in range(block_size)]
         """Decoding sequences by the steps, modulo block size, in which they need a new block."""
         self._head_blocked = False
-        """The first waiting sequence did not fit, and nothing was released or cached since."""
+        """The first waiting sequence did not fit, and nothing was released since."""
         self._unprefilled_tokens = 0
         self._tokens_in_flight = 0
 
@@ -115,8 +115,6 @@ class SimBatch(Generic[K]):
             raise ValueError(f"{prompt_tokens} + {output_tokens} tokens do not fit the KV cache")
         sequence = SimSequence(key, prompt_tokens, output_tokens, block_hashes)
         self._sequences[key] = sequence
-        if not self._waiting:
-            self._head_blocked = False
         self._waiting[key] = sequence
         self._unprefilled_tokens += prompt_tokens
         self._tokens_in_flight += prompt_tokens
@@ -163,7 +161,7 @@ class SimBatch(Generic[K]):
         finished: list[K] = []
         prefill_tokens = 0
         if self._waiting or self._chunked is not None:
-            prefill_tokens = self._prefill(self._token_budget - decode_tokens, not preempted, started, first)
+            prefill_tokens = self._prefill(self._token_budget - decode_tokens, started, first)
         self._tokens_in_flight += decode_tokens
         for sequence in self._ends.pop(self._step, {}).values():
             finished.append(sequence.key)
@@ -178,7 +176,10 @@ class SimBatch(Generic[K]):
         )
 
     def _grow(self) -> list[K]:
-        """Before a step: a block for each decoding sequence whose last one is full; names who was preempted for it."""
+        """Before a step: a block for each decoding sequence whose last one is full; names who was preempted for it.
+
+        Nobody returns in the same step: the last to be preempted is the first to wait, and a block it needs is taken.
+        """
         preempted: list[K] = []
         for sequence in list(self._growth[(self._step + 1) % self._block_size].values()):
             while sequence.joined_step >= 0 and not self.blocks.take(1):
@@ -198,13 +199,13 @@ class SimBatch(Generic[K]):
         self._waiting.move_to_end(victim.key, last=False)
         return victim.key
 
-    def _prefill(self, budget: int, admitting: bool, started: list[tuple[K, int]], first: list[K]) -> int:
+    def _prefill(self, budget: int, started: list[tuple[K, int]], first: list[K]) -> int:
         """Spends the budget on prompts in order of arrival and returns what it spent."""
         left = budget
         sequence, self._chunked = self._chunked, None
         while left > 0:
             if sequence is None:
-                sequence = self._admit() if admitting else None
+                sequence = self._admit()
                 if sequence is None:
                     break
                 if not sequence.started:
@@ -274,7 +275,6 @@ class SimBatch(Generic[K]):
             self.blocks.share(sequence.hashes[index])
         sequence.anonymous -= full - sequence.shared
         sequence.shared = full
-        self._head_blocked = False
 
     def _stop(self, sequence: SimSequence[K]) -> None:
         """Takes a running sequence out of the batch; what it computed stays in the prefix cache."""

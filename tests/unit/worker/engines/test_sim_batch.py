@@ -279,6 +279,16 @@ def test_decoded_blocks_are_reused_when_their_hashes_are_known() -> None:
     assert run.started[1] == 20
 
 
+def test_decoded_blocks_are_found_while_their_sequence_goes_on() -> None:
+    run = Run(make(token_budget=64))
+    run.batch.add(0, 8, 40, hashes(7, 48))
+    for _ in range(14):
+        run.step()
+    run.batch.add(1, 24, 1, hashes(7, 24))
+    run.step()
+    assert run.started[1] == 20
+
+
 def test_a_full_cache_queues() -> None:
     run = Run(make(kv_blocks=8))
     run.batch.add(0, 20, 8)
@@ -310,6 +320,26 @@ def test_a_blocked_head_is_taken_up_as_soon_as_an_abort_makes_room() -> None:
     run.step()
     assert run.batch.abort(0)
     assert [key for key, _ in run.step().started] == [1]
+
+
+def test_what_waits_behind_a_blocked_head_moves_up_when_the_head_is_aborted() -> None:
+    run = Run(make(kv_blocks=8))
+    run.batch.add(0, 20, 8)
+    run.batch.add(1, 16, 2)
+    run.batch.add(2, 4, 2)
+    run.step()
+    assert run.step().started == []
+    assert run.batch.abort(1)
+    assert [key for key, _ in run.step().started] == [2]
+
+
+def test_a_preempted_sequence_comes_before_those_that_never_ran() -> None:
+    run = Run(make(kv_blocks=8, max_num_seqs=2))
+    for key in range(3):
+        run.batch.add(key, 12, 16)
+    run.drain()
+    assert set(run.preempted) == {1}
+    assert run.finished == [0, 1, 2]
 
 
 def test_when_decoding_runs_out_of_blocks_the_youngest_is_preempted_and_recovers() -> None:
