@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+BENCH ?= $(sort $(wildcard bench/*.py))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,8 +41,8 @@ fix: $(VENV)/.installed-dev ## repair what can be repaired by machine: format, s
 proto: $(BIN)/pip ## generate lbcore/api/v1 from the protos
 	@$(BIN)/python tools/proto.py
 
-bench: $(VENV)/.installed-dev ## measure; ARGS go to bench/run.py
-	@$(BIN)/python bench/run.py $(ARGS)
+bench: $(VENV)/.installed-dev ## measure with every script of bench/, or with BENCH=bench/pick.py alone
+	@for script in $(BENCH); do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
 clean: ## remove what make and the tools made, the virtual environment too
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -3,12 +3,12 @@
     python bench/pick.py
 
 Every prompt has 100 blocks: 20 of a system prompt that all share, 60 of one of 200 conversations, 20 never seen. Before
-each pick two reports arrive, untimed, of workers taken in turn; they acknowledge what was dispatched to them.
+each pick two reports arrive, untimed, of workers taken in turn; they acknowledge what was dispatched to them. The times
+are of the thread's own processor, so that neighbours on the machine count only through its caches.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from random import Random
 from statistics import quantiles
@@ -24,8 +24,8 @@ from lbcore.types import (
     Capacity,
     Epoch,
     LoadReport,
-    RouteFacts,
     Routed,
+    RouteFacts,
     ServedModel,
     Ticket,
     TicketPhase,
@@ -112,7 +112,6 @@ def measure(policy_name: str, size: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    gc.freeze()
     print(f"{'policy':<16}" + "".join(f"{f'{size} workers':>20}" for size in FLEETS))
     print(f"{'':<16}" + f"{'p50 us':>11}{'p99 us':>9}" * len(FLEETS))
     for name in sorted(PRESETS):

@@ -29,7 +29,7 @@ from lbcore.types import RouteFacts
 
 log = structlog.get_logger()
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 
 _SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -45,7 +45,7 @@ Batches = AsyncIterator[list[Event]]
 class Exchange:
     """One generation request, from arrival to end: what its log line and its metrics say."""
 
-    __slots__ = ("arrived", "dialect", "first_token", "model", "request_id", "usage")
+    __slots__ = ("arrived", "dialect", "error", "first_token", "model", "request_id", "usage")
 
     def __init__(self, request_id: str, dialect: Dialect, arrived: float) -> None:
         self.request_id = request_id
@@ -54,6 +54,7 @@ class Exchange:
         self.model = ""
         self.first_token: float | None = None
         self.usage: Finished | None = None
+        self.error: Exception | None = None
 
     def saw(self, events: list[Event], clock: Clock) -> None:
         """Notes the first token and the usage in a batch of events."""
@@ -102,23 +103,17 @@ class Handlers:
         async def handle(request: web.Request) -> web.StreamResponse:
             exchange = Exchange(_request_id(request), dialect, self._clock.now())
             self.in_flight += 1
-            error: BaseException | None = None
             try:
                 return await self._generate(request, exchange)
-            except LoadBalancerError as caught:
-                error = caught
-                answer = openai_error(caught)
-                return _response(answer, exchange.request_id)
-            except asyncio.CancelledError:
-                error = Cancelled("The client went away.")
+            except (asyncio.CancelledError, ConnectionError):
+                exchange.error = Cancelled("The client went away.")
                 raise
-            except Exception as caught:
-                error = caught
-                log.exception("request_crashed", request_id=exchange.request_id)
-                return _response(openai_error(caught), exchange.request_id)
+            except Exception as error:
+                exchange.error = error
+                return _response(openai_error(error), exchange.request_id)
             finally:
                 self.in_flight -= 1
-                self._account(exchange, error)
+                self._account(exchange)
 
         return handle
 
@@ -132,7 +127,7 @@ class Handlers:
             prefix_hashes=block_hashes(parsed.prompt),
             prefix_block_bytes=PREFIX_BLOCK_BYTES,
             max_output_tokens=parsed.max_output_tokens,
-            session_id=request.headers.get("X-Session-ID", "") or parsed.session_id,
+            session_id=_printable(request.headers.get("X-Session-ID", "")) or parsed.session_id,
         )
         generation = GenerationRequest(
             exchange.request_id, parsed.dialect, parsed.body, timeout_s=self._config.request_timeout_s
@@ -162,14 +157,19 @@ class Handlers:
         try:
             async for events in batches:
                 exchange.saw(events, self._clock)
+                frames = chunks.render(events)
+                if not frames:
+                    continue
                 if response is None:
                     response = web.StreamResponse(headers={**_SSE_HEADERS, "X-Request-ID": exchange.request_id})
                     await response.prepare(request)
-                await response.write(chunks.render(events))
-        except LoadBalancerError as error:
+                await response.write(frames)
+        except ConnectionError:
+            raise
+        except Exception as error:
             if response is None:
                 raise
-            log.warning("stream_failed", request_id=exchange.request_id, reason=error.reason)
+            exchange.error = error
             await response.write(sse.error(error))
         assert response is not None, "a run without an error has at least one batch"
         await response.write_eof()
@@ -210,7 +210,10 @@ class Handlers:
             return exposition(self._metrics.registry, request.headers.get("Accept", ""))
         return await page_of_all(self._metrics.registry, self._place)
 
-    def _account(self, exchange: Exchange, error: BaseException | None) -> None:
+    def _account(self, exchange: Exchange) -> None:
+        error = exchange.error
+        if error is not None and not isinstance(error, LoadBalancerError):
+            log.error("request_crashed", request_id=exchange.request_id, exc_info=error)
         now = self._clock.now()
         code = 200 if error is None else openai_error(error).status
         model = exchange.model if self._fleet.serves(exchange.model) else ""
@@ -246,7 +249,7 @@ async def _openai_errors(
     except web.HTTPNotFound:
         answer = openai_error(NotFound(f"Unknown request URL: {request.method} {request.path[:256]}."))
         return _response(answer, _request_id(request))
-    except web.HTTPException as error:
+    except web.HTTPClientError as error:
         return _response(openai_error(InvalidRequest(error.reason)), _request_id(request))
     except Exception as error:
         log.exception("request_crashed", path=request.path[:256])
@@ -255,8 +258,12 @@ async def _openai_errors(
 
 def _request_id(request: web.Request) -> str:
     """The client's own X-Request-ID when it is short and printable, else a new one."""
-    given = request.headers.get("X-Request-ID", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+    return _printable(request.headers.get("X-Request-ID", "")) or uuid4().hex
+
+
+def _printable(given: str) -> str:
+    """A header that may go into logs and onto the wire as it is; empty when it may not."""
+    return given if _PRINTABLE.fullmatch(given) else ""
 
 
 def _json(body: bytes, status: int = 200) -> web.Response:

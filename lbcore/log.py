@@ -1,6 +1,6 @@
 """The log of a process: one JSON object per line on stdout, for our own events and for libraries alike.
 
-Events are short constant texts, facts are fields: `log.info("worker registered", worker_id=...)`. Fields whose names
+Events are short constant names, facts are fields: `log.info("worker_joined", worker_id=...)`. Fields whose names
 look like secrets never come out; fields that hold what users say come out at debug level only.
 """
 
@@ -78,7 +78,7 @@ class _Line:
         }
         speech_too = method != "debug"
         for key, value in event.items():
-            entry[key] = _clean(key, value, speech_too)
+            entry[f"{key}_" if key in entry else key] = _clean(key, value, speech_too)
         try:
             return orjson.dumps(entry)
         except TypeError:

@@ -111,7 +111,7 @@ def pick_requests(draw: st.DrawFn, endpoints: Sequence[Endpoint]) -> PickRequest
 
 
 @st.composite
-def scenes(draw: st.DrawFn, min_size: int = 0) -> tuple[PickRequest, list[Endpoint]]:
+def scenes(draw: st.DrawFn) -> tuple[PickRequest, list[Endpoint]]:
     """A request and the endpoints, ordered by worker id, that it meets."""
-    endpoints = draw(endpoint_lists.filter(lambda items: len(items) >= min_size))
+    endpoints = draw(endpoint_lists)
     return draw(pick_requests(endpoints)), endpoints

@@ -135,6 +135,8 @@ class LoadTracker:
 
     def acknowledged(self, sequence: int) -> None:
         """The scheduler has taken in the report with this number, and so everything that older reports said."""
+        # Nothing can be heard before it is told.
+        sequence = min(sequence, self._sequence)
         while self._news:
             ticket = next(iter(self._news))
             if self._news[ticket][0] > sequence:

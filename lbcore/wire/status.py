@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from lbcore import errors
@@ -16,6 +17,13 @@ DOMAIN = "lbcore"
 """The `domain` of every google.rpc.ErrorInfo this project sends."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
+
+MAX_TEXT_BYTES = 1024
+"""The longest message, and the longest fact beside it, that ends a call. Past 8 KiB of trailers gRPC drops them all, the
+reason too: a message counts four times (once as it is, and three bytes for each where it must be escaped), facts once."""
+
+MAX_RETRY_AFTER_S = 3600.0
+"""Nobody is told to stay away longer, whatever a peer says."""
 
 GRPC_STATUS: Mapping[type[errors.LoadBalancerError], grpc.StatusCode] = {
     errors.LoadBalancerError: grpc.StatusCode.INTERNAL,
@@ -68,7 +76,10 @@ def status_of(error: errors.LoadBalancerError) -> grpc.StatusCode:
 def failure_from_error(error: errors.LoadBalancerError) -> failure_pb2.Failure:
     """An error as a message inside a batched stream."""
     return failure_pb2.Failure(
-        status_code=_NUMBERS[status_of(error)], reason=error.reason, message=error.message, metadata=error.metadata
+        status_code=_NUMBERS[status_of(error)],
+        reason=error.reason,
+        message=_sendable(error.message),
+        metadata={key: _sendable(value) for key, value in error.metadata.items()},
     )
 
 
@@ -94,19 +105,23 @@ def error_from_rpc(rpc_error: grpc.RpcError) -> errors.LoadBalancerError:
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.LoadBalancerError) -> NoReturn:
     """Ends a call with the error's status and its google.rpc.ErrorInfo. Never returns."""
     code = status_of(error)
+    message = _short(error.message)
+    metadata = {key: _short(value) for key, value in error.metadata.items()}
     detail = any_pb2.Any()
-    detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
-    status = status_pb2.Status(code=_NUMBERS[code], message=error.message, details=[detail])
-    await context.abort(code, error.message, ((_DETAILS_KEY, status.SerializeToString()),))
+    detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
+    status = status_pb2.Status(code=_NUMBERS[code], message=message, details=[detail])
+    await context.abort(code, message, ((_DETAILS_KEY, status.SerializeToString()),))
     raise AssertionError("abort returned")
 
 
 def _error_info(serialized: bytes) -> error_details_pb2.ErrorInfo | None:
-    status = status_pb2.Status.FromString(serialized)
-    for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
-            return info
+    try:
+        for detail in status_pb2.Status.FromString(serialized).details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
+                return info
+    except DecodeError:
+        pass
     return None
 
 
@@ -121,6 +136,20 @@ def _rebuild(reason: str, code: grpc.StatusCode, message: str, metadata: Mapping
 
 def _seconds(text: str | None) -> float:
     try:
-        return max(0.0, float(text)) if text is not None else 1.0
+        seconds = float(text or 1.0)
     except ValueError:
         return 1.0
+    # Written so that NaN, which compares with nothing, is no number here either.
+    return min(seconds, MAX_RETRY_AFTER_S) if seconds >= 0 else 1.0
+
+
+def _sendable(text: str) -> str:
+    # Engines quote what models wrote, and half a surrogate pair must not make an error of the error.
+    return text.encode("utf-8", "replace").decode()
+
+
+def _short(text: str) -> str:
+    data = text.encode("utf-8", "replace")
+    if len(data) <= MAX_TEXT_BYTES:
+        return data.decode()
+    return data[: MAX_TEXT_BYTES - len("…".encode())].decode("utf-8", "ignore") + "…"

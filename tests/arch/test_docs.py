@@ -41,7 +41,9 @@ def test_decisions_are_numbered_without_doubles_and_titled_by_their_number() -> 
 
 def test_the_architecture_names_every_decision() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
-    assert [name(record) for record in sorted((ROOT / "docs/adr").glob("*.md")) if f"adr/{record.name}" not in text] == []
+    assert [
+        name(record) for record in sorted((ROOT / "docs/adr").glob("*.md")) if f"adr/{record.name}" not in text
+    ] == []
 
 
 def _leads_somewhere(page: Path, target: str) -> bool:

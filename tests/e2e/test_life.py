@@ -70,7 +70,8 @@ async def test_after_a_worker_is_killed_every_next_request_succeeds() -> None:
 
 async def test_a_killed_worker_that_restarts_on_its_port_is_a_new_epoch_and_serves() -> None:
     async with System() as system:
-        scheduler = await system.start_scheduler()
+        # A lease so long that only the new epoch can end it.
+        scheduler = await system.start_scheduler("--lease-ttl-s", "60")
         await system.start_gateway()
         port = str(free_port())
         first = await system.start_worker("--model", "demo", "--port", port)

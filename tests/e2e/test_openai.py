@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 
 import aiohttp
 import openai
@@ -139,7 +140,7 @@ async def test_malformed_json_is_a_400_and_an_oversized_body_a_413(demo_system: 
         async with http.post("/v1/chat/completions", data=b'{"model": "demo", ') as malformed:
             assert malformed.status == 400
             assert "JSON" in (await malformed.json())["error"]["message"]
-        async with http.post("/v1/chat/completions", data=b" " * 1_048_577) as oversized:
+        async with http.post("/v1/chat/completions", data=io.BytesIO(b" " * 1_048_577)) as oversized:
             assert oversized.status == 413
             assert (await oversized.json())["error"]["code"] == "body_too_large"
 

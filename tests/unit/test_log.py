@@ -55,6 +55,13 @@ def test_an_event_is_one_line_with_the_fields_everyone_has() -> None:
     assert (stamp[10], stamp[-1]) == ("T", "Z")
 
 
+def test_a_field_cannot_pose_as_one_that_everyone_has() -> None:
+    logger, stream = start()
+    logger.info("sound", level="loud")
+    (entry,) = logged(stream)
+    assert (entry["level"], entry["level_"]) == ("info", "loud")
+
+
 def test_bound_fields_come_along() -> None:
     logger, stream = start()
     mine = logger.bind(worker_id="w1")

@@ -95,7 +95,7 @@ def test_the_default_takes_the_soonest_first_token_and_ranks_the_others() -> Non
     assert decision.endpoint is endpoints[1]
     assert decision.fallbacks == (endpoints[3], endpoints[2], endpoints[0])
     assert decision.predicted_ttft_ms == pytest.approx(100)
-    assert decision.scores[:2] == (("w1", pytest.approx(-100)), ("w3", pytest.approx(-200)))
+    assert dict(decision.scores) == pytest.approx({"w1": -100, "w3": -200, "w2": -300, "w0": -400})
 
 
 def test_by_default_a_hit_is_worth_the_prefill_it_saves_and_no_more() -> None:

@@ -26,8 +26,8 @@ def test_a_hash_is_seeded_with_the_one_before() -> None:
 
 
 def test_equal_beginnings_have_equal_hashes_and_what_follows_a_difference_has_not() -> None:
-    left = block_hashes(b"same" b"left" b"same", block_bytes=4)
-    right = block_hashes(b"same" b"rite" b"same", block_bytes=4)
+    left = block_hashes(b"sameleftsame", block_bytes=4)
+    right = block_hashes(b"sameritesame", block_bytes=4)
     assert [x == y for x, y in zip(left, right, strict=True)] == [True, False, False]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from lbcore.clock import Clock
 from worker import demo
 from worker.engine import Engine
+from worker.engines.llamacpp import LlamaCppEngine, LlamaCppOptions
 from worker.engines.sim import SimEngine, SimOptions
 
 
@@ -25,10 +26,13 @@ class EngineKind:
 
 
 ENGINES: Mapping[str, EngineKind] = {
+    "llamacpp": EngineKind(
+        LlamaCppOptions, lambda model, options, clock: LlamaCppEngine(gguf_path(model), options, clock)
+    ),
     "sim": EngineKind(SimOptions, lambda model, options, clock: SimEngine(options, clock)),
 }
 
-DEFAULT_ENGINE = "sim"
+DEFAULT_ENGINE = "llamacpp"
 
 DEMO = "demo"
 """The model name that stands for the small model that ships with the project."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lbcore.clock import Clock
 from lbcore.config import at_least, option, positive
@@ -57,43 +57,31 @@ class SimOptions:
     stamp: bool = option(False, help="make each token's text the time it was emitted: CLOCK_MONOTONIC in nanoseconds")
 
 
+@dataclass(slots=True, eq=False)
 class _Request:
-    """One accepted request: who hears of it, and its choices that still run."""
+    """One accepted request: who hears of it, and its choices."""
 
-    __slots__ = (
-        "cached_tokens",
-        "choices",
-        "emit",
-        "open_choices",
-        "output_tokens",
-        "produced",
-        "prompt_tokens",
-        "request_id",
-    )
-
-    def __init__(self, request_id: str, emit: Emit, prompt_tokens: int) -> None:
-        self.request_id = request_id
-        self.emit = emit
-        self.prompt_tokens = prompt_tokens
-        self.cached_tokens = -1
-        """-1 until the request started."""
-        self.produced = False
-        """Whether any choice has its first token."""
-        self.output_tokens = 0
-        """In the end, over all choices."""
-        self.choices: list[_Choice] = []
-        self.open_choices = 0
+    request_id: str
+    emit: Emit
+    prompt_tokens: int
+    cached_tokens: int = -1
+    """-1 until the request started."""
+    output_tokens: int = 0
+    """What it will have in the end, over all choices."""
+    produced: bool = False
+    """Whether any choice has its first token."""
+    choices: list[_Choice] = field(default_factory=list)
+    open_choices: int = 0
+    """Those of them that have not ended."""
 
 
+@dataclass(slots=True, eq=False)
 class _Choice:
-    """One sequence of the batch, with the deltas it has yet to emit: one for each token that the batch will give it."""
+    """One sequence of the batch, and the deltas it has yet to emit: one for each token that the batch will give it."""
 
-    __slots__ = ("deltas", "emit", "request")
-
-    def __init__(self, request: _Request, deltas: Iterator[Delta]) -> None:
-        self.request = request
-        self.emit = request.emit
-        self.deltas = deltas
+    request: _Request
+    emit: Emit
+    deltas: Iterator[Delta]
 
 
 class SimEngine:
@@ -184,7 +172,7 @@ class SimEngine:
         hashes = ask.block_hashes(self._options.block_size)
         accepted = _Request(request.request_id, emit, ask.prompt_tokens)
         for tokens, choice_deltas in answers:
-            choice = _Choice(accepted, choice_deltas)
+            choice = _Choice(accepted, emit, choice_deltas)
             accepted.choices.append(choice)
             accepted.open_choices += 1
             accepted.output_tokens += tokens

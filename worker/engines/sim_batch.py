@@ -113,7 +113,7 @@ class SimBatch(Generic[K]):
             raise ValueError("a sequence has at least one prompt token and one output token")
         if prompt_tokens + output_tokens > self.blocks.total * self._block_size:
             raise ValueError(f"{prompt_tokens} + {output_tokens} tokens do not fit the KV cache")
-        sequence = SimSequence(key, prompt_tokens, output_tokens, block_hashes)
+        sequence = SimSequence(key, prompt_tokens, output_tokens, block_hashes, target=prompt_tokens)
         self._sequences[key] = sequence
         self._waiting[key] = sequence
         self._unprefilled_tokens += prompt_tokens
@@ -271,8 +271,7 @@ class SimBatch(Generic[K]):
         full = min(computed // self._block_size, len(sequence.hashes))
         if full <= sequence.shared:
             return
-        for index in range(sequence.shared, full):
-            self.blocks.share(sequence.hashes[index])
+        self.blocks.share(sequence.hashes, sequence.shared, full)
         sequence.anonymous -= full - sequence.shared
         sequence.shared = full
 

@@ -72,22 +72,23 @@ class BlockPool:
             self.free -= count
         return True
 
-    def share(self, block_hash: int) -> None:
-        """Turns one anonymous block of the caller into a shared one.
+    def share(self, hashes: Sequence[int], start: int, end: int) -> None:
+        """Turns as many anonymous blocks of the caller into shared ones with the hashes from `start` to before `end`.
 
-        When another block already carries the hash, the caller becomes a holder of that one and the anonymous block is
-        freed: two sequences that computed the same prefix at once keep a single copy.
+        Where another block already carries the hash, the caller becomes a holder of that one and its own is freed: two
+        sequences that computed the same prefix at once keep a single copy.
         """
-        holders = self.holders
-        if block_hash in holders:
-            holders[block_hash] += 1
-            self.free += 1
-        elif block_hash in self._idle:
-            del self._idle[block_hash]
-            holders[block_hash] = 1
-            self.free += 1
-        else:
-            holders[block_hash] = 1
+        holders, idle = self.holders, self._idle
+        for index in range(start, end):
+            block_hash = hashes[index]
+            if block_hash in holders:
+                holders[block_hash] += 1
+                self.free += 1
+            else:
+                holders[block_hash] = 1
+                if block_hash in idle:
+                    del idle[block_hash]
+                    self.free += 1
 
     def drop(self, hashes: Sequence[int], count: int, anonymous: int) -> None:
         """Takes a holder from the first `count` blocks and frees `anonymous` ones."""

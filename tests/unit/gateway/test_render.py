@@ -190,6 +190,12 @@ def test_every_choice_asked_for_is_in_the_whole_answer() -> None:
     assert [(choice["index"], choice["message"]["content"]) for choice in choices] == [(0, ""), (1, "b"), (2, "")]
 
 
+def test_a_choice_nobody_asked_for_is_shown_all_the_same() -> None:
+    body = answer_of(Dialect.COMPLETION).add([Delta(choice=1, text="b"), FINISHED])
+    assert body is not None
+    assert [choice["text"] for choice in json.loads(body)["choices"]] == ["", "b"]
+
+
 def test_models_are_as_the_openai_package_knows_them() -> None:
     said = json.loads(model_object("demo", 5))
     assert list(said) == ["id", "object", "created", "owned_by"]

@@ -334,11 +334,28 @@ def test_what_waits_behind_a_blocked_head_moves_up_when_the_head_is_aborted() ->
 
 
 def test_a_preempted_sequence_comes_before_those_that_never_ran() -> None:
-    run = Run(make(kv_blocks=8, max_num_seqs=2))
+    run = Run(make(kv_blocks=8))
     for key in range(3):
         run.batch.add(key, 12, 16)
+    while not run.preempted:
+        run.step()
+    had = run.tokens[1]
+    while run.tokens[1] == had:
+        assert 2 not in run.started
+        run.step()
     run.drain()
-    assert set(run.preempted) == {1}
+    assert run.finished == [0, 1, 2]
+
+
+def test_admission_leaves_a_few_blocks_to_those_who_decode() -> None:
+    run = Run(make(kv_blocks=200, token_budget=1000))
+    run.batch.add(0, 400, 3)
+    run.batch.add(1, 400, 3)
+    run.step()
+    assert run.started.keys() == {0}
+    run.drain()
+    run.batch.add(2, 797, 3)
+    run.drain()
     assert run.finished == [0, 1, 2]
 
 

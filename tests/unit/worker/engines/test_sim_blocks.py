@@ -12,7 +12,7 @@ def test_taking_prefers_free_blocks_and_then_evicts_the_least_recently_used() ->
     pool = BlockPool(4)
     for block_hash in (1, 2, 3):
         assert pool.take(1)
-        pool.share(block_hash)
+        pool.share([block_hash], 0, 1)
         pool.drop([block_hash], 1, 0)
     assert (pool.free, pool.used, pool.cached) == (1, 0, 3)
     assert pool.take(2)
@@ -31,8 +31,7 @@ def test_taking_too_many_takes_none() -> None:
 def test_a_prefix_is_evicted_from_its_end() -> None:
     pool = BlockPool(3)
     assert pool.take(3)
-    for block_hash in (1, 2, 3):
-        pool.share(block_hash)
+    pool.share([1, 2, 3], 0, 3)
     pool.drop([1, 2, 3], 3, 0)
     assert pool.take(1)
     assert pool.hits([1, 2, 3], 3) == (2, 2)
@@ -41,8 +40,8 @@ def test_a_prefix_is_evicted_from_its_end() -> None:
 def test_a_hit_ends_at_the_first_gap() -> None:
     pool = BlockPool(4)
     assert pool.take(2)
-    pool.share(1)
-    pool.share(3)
+    pool.share([1, 2, 3], 0, 1)
+    pool.share([1, 2, 3], 2, 3)
     assert pool.hits([1, 2, 3], 3) == (1, 0)
     assert pool.hits([1, 2, 3], 0) == (0, 0)
 
@@ -50,8 +49,8 @@ def test_a_hit_ends_at_the_first_gap() -> None:
 def test_two_who_computed_the_same_keep_one_copy() -> None:
     pool = BlockPool(4)
     assert pool.take(2)
-    pool.share(7)
-    pool.share(7)
+    for _ in range(2):
+        pool.share([7], 0, 1)
     assert (pool.free, pool.used, pool.holders) == (3, 1, {7: 2})
     pool.drop([7], 1, 0)
     assert pool.cached == 0
@@ -62,7 +61,7 @@ def test_two_who_computed_the_same_keep_one_copy() -> None:
 def test_held_blocks_are_not_evicted() -> None:
     pool = BlockPool(2)
     assert pool.take(1)
-    pool.share(1)
+    pool.share([1], 0, 1)
     pool.drop([1], 1, 0)
     pool.hold([1], 1)
     assert not pool.take(2)
@@ -86,8 +85,7 @@ def test_no_block_is_lost_or_made(total: int, prefixes: list[tuple[int, int]], l
         if needed + idle_hit <= pool.available:
             pool.hold(hashes, hit)
             assert pool.take(needed)
-            for block_hash in hashes[hit:]:
-                pool.share(block_hash)
+            pool.share(hashes, hit, length)
             present.append((hashes, length))
         elif present:
             hashes, length = present.pop(0 if leave_first else -1)

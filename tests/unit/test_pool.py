@@ -1,0 +1,366 @@
+"""The worker pool: what each event does, and what it must not do."""
+
+from __future__ import annotations
+
+import pytest
+
+from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN
+from lbcore.pool import WorkerPool
+from lbcore.pool_events import (
+    CreditReleased,
+    Deregistered,
+    Disconnected,
+    Dispatched,
+    DrainNoticed,
+    PoolEffect,
+    Registered,
+    Released,
+    Reported,
+    ReportRejected,
+    Ticked,
+    TicketsExpired,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLost,
+    WorkerReturned,
+    WorkerSilent,
+)
+from lbcore.types import (
+    Capacity,
+    Endpoint,
+    EndpointState,
+    Epoch,
+    LoadReport,
+    RouteFacts,
+    Ticket,
+    TicketPhase,
+    TicketUpdate,
+    WorkerId,
+    WorkerSpec,
+)
+from tests.fleet import MODEL, spec
+
+LEASE_S, TICKET_S = 1.0, 5.0
+W0, W1 = WorkerId("w0"), WorkerId("w1")
+ACCEPTED, FINISHED = TicketPhase.ACCEPTED, TicketPhase.FINISHED
+READY, DRAINING, SILENT = EndpointState.READY, EndpointState.DRAINING, EndpointState.SILENT
+
+
+class Pool(WorkerPool):
+    """A pool with what tests say often."""
+
+    def __init__(self, *specs: WorkerSpec) -> None:
+        super().__init__(lease_ttl_s=LEASE_S, ticket_ttl_s=TICKET_S)
+        for number, worker in enumerate(specs):
+            self.handle(Registered(worker, connection=number), 0.0)
+
+    def endpoint(self, worker_id: WorkerId = W0) -> Endpoint:
+        return next(endpoint for endpoint in self.endpoints() if endpoint.worker_id == worker_id)
+
+    def credit(self, worker_id: WorkerId = W0) -> tuple[int, int]:
+        endpoint = self.endpoint(worker_id)
+        return endpoint.credit_requests, endpoint.credit_tokens
+
+    def dispatch(
+        self, ticket: int, worker_id: WorkerId = W0, *, now: float = 0.0, hashes: tuple[int, ...] = ()
+    ) -> list[PoolEffect]:
+        facts = RouteFacts("r", MODEL, 4000, hashes, 4000 // len(hashes) if hashes else 0)
+        return self.handle(Dispatched(Ticket(ticket), worker_id, self.pick_request(facts), facts), now)
+
+    def report(
+        self,
+        sequence: int,
+        *updates: TicketUpdate,
+        worker: WorkerSpec | None = None,
+        now: float = 0.1,
+        rate: float = 0.0,
+    ) -> list[PoolEffect]:
+        worker = worker or spec()
+        report = LoadReport(sequence, ticket_updates=updates, prefill_tokens_per_s=rate)
+        return self.handle(Reported(worker.worker_id, worker.epoch, report), now)
+
+
+class TestRegistration:
+    def test_a_new_worker_joins_and_can_be_picked(self) -> None:
+        pool = Pool()
+        assert pool.handle(Registered(spec(), 1), 0.0) == [WorkerJoined(spec())]
+        assert [endpoint.state for endpoint in pool.snapshot(MODEL, 0.0).endpoints] == [READY]
+
+    def test_another_epoch_of_the_same_name_takes_the_place(self) -> None:
+        old, new = spec(epoch=1), spec(epoch=2)
+        pool = Pool(old)
+        assert pool.handle(Registered(new, 2), 0.5) == [WorkerLost(old, "replaced"), WorkerJoined(new)]
+        assert [endpoint.spec for endpoint in pool.endpoints()] == [new]
+
+    def test_the_same_epoch_on_another_connection_returns_with_load_and_credit(self) -> None:
+        pool = Pool(spec())
+        pool.report(7)
+        pool.dispatch(1)
+        pool.handle(Disconnected(W0, Epoch(1), connection=0), 0.2)
+        assert pool.handle(Registered(spec(), connection=9), 0.3) == [WorkerReturned(spec())]
+        assert (pool.endpoint().state, pool.endpoint().load.sequence, pool.credit()) == (READY, 7, (1, 1000))
+
+    def test_a_worker_is_found_under_each_of_its_names(self) -> None:
+        pool = Pool(spec(models=("a", "b"), adapters=("lora",)))
+        assert pool.models() == ("a", "b", "lora")
+        assert all(len(pool.snapshot(name, 0.0).endpoints) == 1 for name in pool.models())
+
+    def test_an_unknown_model_has_an_empty_snapshot(self) -> None:
+        assert Pool(spec()).snapshot("other", 0.0).endpoints == ()
+
+    def test_endpoints_are_ordered_by_id_whoever_came_first(self) -> None:
+        pool = Pool(spec("w2"), spec("w0"), spec("w1"))
+        names = ["w0", "w1", "w2"]
+        assert [endpoint.worker_id for endpoint in pool.snapshot(MODEL, 0.0).endpoints] == names
+        assert [endpoint.worker_id for endpoint in pool.endpoints()] == names
+
+
+class TestReports:
+    def test_a_report_replaces_the_load_and_renews_the_lease(self) -> None:
+        pool = Pool(spec())
+        assert pool.report(1, now=0.9) == []
+        assert (pool.endpoint().load.sequence, pool.endpoint().reported_at) == (1, 0.9)
+        assert pool.handle(Ticked(), 1.5) == []
+
+    @pytest.mark.parametrize("stranger", [spec("unknown"), spec(epoch=2)])
+    def test_a_report_of_nobody_or_of_another_epoch_is_rejected_and_changes_nothing(self, stranger: WorkerSpec) -> None:
+        pool = Pool(spec())
+        pool.dispatch(1)
+        before = pool.endpoints(), pool.next_deadline()
+        effects = pool.report(9, TicketUpdate(Ticket(1), ACCEPTED), worker=stranger, now=0.5)
+        assert effects == [ReportRejected(stranger.worker_id, stranger.epoch)]
+        assert (pool.endpoints(), pool.next_deadline()) == before
+
+    @pytest.mark.parametrize("sequence", [5, 4])
+    def test_a_report_seen_before_or_overtaken_does_nothing(self, sequence: int) -> None:
+        pool = Pool(spec())
+        pool.report(5)
+        pool.dispatch(1)
+        before = pool.endpoints(), pool.next_deadline()
+        assert pool.report(sequence, TicketUpdate(Ticket(1), ACCEPTED), now=0.5) == []
+        assert (pool.endpoints(), pool.next_deadline()) == before
+
+    def test_a_snapshot_taken_before_stays_as_it_was(self) -> None:
+        pool = Pool(spec())
+        taken = pool.snapshot(MODEL, 0.0)
+        pool.report(1)
+        assert taken.endpoints[0].load.sequence == 0
+        assert pool.snapshot(MODEL, 0.1).endpoints[0].load.sequence == 1
+
+
+class TestLeaving:
+    def test_a_broken_connection_makes_silent_and_the_lease_runs_on(self) -> None:
+        pool = Pool(spec())
+        assert pool.handle(Disconnected(W0, Epoch(1), connection=0), 0.5) == [WorkerSilent(spec())]
+        assert pool.endpoint().state is SILENT
+        assert pool.handle(Ticked(), LEASE_S) == [WorkerLost(spec(), "lease expired")]
+
+    def test_the_end_of_an_older_connection_means_nothing(self) -> None:
+        pool = Pool(spec())
+        pool.handle(Registered(spec(), connection=5), 0.1)
+        assert pool.handle(Disconnected(W0, Epoch(1), connection=0), 0.2) == []
+        assert pool.endpoint().state is READY
+
+    def test_a_report_does_not_end_silence(self) -> None:
+        pool = Pool(spec())
+        pool.handle(Disconnected(W0, Epoch(1), connection=0), 0.1)
+        pool.report(1)
+        assert pool.endpoint().state is SILENT
+
+    def test_a_draining_worker_stays_draining_through_silence_and_return(self) -> None:
+        pool = Pool(spec())
+        assert pool.handle(DrainNoticed(W0, Epoch(1)), 0.1) == [WorkerDraining(spec())]
+        assert pool.handle(DrainNoticed(W0, Epoch(1)), 0.1) == []
+        pool.handle(Disconnected(W0, Epoch(1), connection=0), 0.2)
+        assert pool.endpoint().state is DRAINING
+        pool.handle(Registered(spec(), connection=1), 0.3)
+        assert pool.endpoint().state is DRAINING
+
+    def test_a_worker_that_deregisters_is_gone(self) -> None:
+        pool = Pool(spec())
+        assert pool.handle(Deregistered(W0, Epoch(1)), 0.1) == [WorkerLeft(spec())]
+        assert (pool.endpoints(), pool.models(), pool.next_deadline()) == ((), (), None)
+
+    @pytest.mark.parametrize(
+        "event", [DrainNoticed(W0, Epoch(9)), Deregistered(W0, Epoch(9)), Disconnected(W0, Epoch(9), 0)]
+    )
+    def test_another_epoch_cannot_send_a_worker_away(self, event: DrainNoticed | Deregistered | Disconnected) -> None:
+        pool = Pool(spec())
+        assert pool.handle(event, 0.1) == []
+        assert pool.endpoint().state is READY
+
+    def test_whoever_reports_last_is_lost_last(self) -> None:
+        pool = Pool(spec("w0"), spec("w1"))
+        pool.report(1, worker=spec("w0"), now=0.4)
+        assert pool.next_deadline() == LEASE_S
+        assert pool.handle(Ticked(), LEASE_S) == [WorkerLost(spec("w1"), "lease expired")]
+        assert pool.next_deadline() == 0.4 + LEASE_S
+
+    def test_a_tick_at_the_deadline_does_all_that_was_due(self) -> None:
+        pool = Pool(spec("w0"), spec("w1"))
+        for sequence in range(1, 40):
+            pool.dispatch(sequence, now=sequence / 7)
+            pool.report(sequence, worker=spec("w0"), now=sequence / 7)
+        deadline = pool.next_deadline()
+        while deadline is not None:
+            assert pool.handle(Ticked(), deadline) != []
+            later = pool.next_deadline()
+            assert later is None or later > deadline
+            deadline = later
+        assert pool.endpoints() == ()
+
+
+class TestCredit:
+    def test_a_dispatch_is_booked_at_once(self) -> None:
+        pool = Pool(spec())
+        assert pool.dispatch(1) == []
+        assert pool.credit() == (1, 1000)
+        assert pool.snapshot(MODEL, 0.0).pick_count == 1
+
+    def test_only_the_expected_uncached_tokens_are_booked(self) -> None:
+        pool = Pool(spec())
+        pool.dispatch(1, hashes=(1, 2, 3, 4))
+        pool.dispatch(2, hashes=(1, 2, 3, 5))
+        assert pool.credit() == (2, 1000 + 250)
+
+    @pytest.mark.parametrize("phase", TicketPhase)
+    def test_a_report_acknowledges_a_ticket_once(self, phase: TicketPhase) -> None:
+        pool = Pool(spec())
+        pool.dispatch(1)
+        pool.dispatch(2)
+        pool.report(1, TicketUpdate(Ticket(1), phase))
+        pool.report(2, TicketUpdate(Ticket(1), phase))
+        assert pool.credit() == (1, 1000)
+
+    def test_a_report_leaves_credit_that_it_does_not_acknowledge(self) -> None:
+        pool = Pool(spec())
+        pool.dispatch(1)
+        pool.report(1)
+        assert pool.credit() == (1, 1000)
+
+    def test_an_unknown_ticket_and_a_ticket_of_another_worker_do_nothing(self) -> None:
+        pool = Pool(spec("w0"), spec("w1"))
+        pool.dispatch(1, W0)
+        pool.report(1, TicketUpdate(Ticket(1), ACCEPTED), TicketUpdate(Ticket(99), FINISHED), worker=spec("w1"))
+        assert pool.credit(W0) == (1, 1000)
+
+    def test_a_restarted_worker_cannot_acknowledge_tickets_of_its_former_life(self) -> None:
+        pool = Pool(spec(epoch=1))
+        pool.dispatch(1)
+        pool.handle(Registered(spec(epoch=2), 1), 0.1)
+        assert pool.credit() == (0, 0)
+        pool.dispatch(2)
+        pool.report(1, TicketUpdate(Ticket(1), ACCEPTED), worker=spec(epoch=2))
+        assert pool.credit() == (1, 1000)
+
+    def test_released_tickets_are_counted_once(self) -> None:
+        pool = Pool(spec())
+        pool.dispatch(1)
+        tickets = (Ticket(1), Ticket(7))
+        assert pool.handle(Released(tickets), 0.1) == [CreditReleased(1)]
+        assert pool.handle(Released(tickets), 0.1) == [CreditReleased(0)]
+        assert pool.credit() == (0, 0)
+
+    def test_a_ticket_that_nobody_acknowledges_expires(self) -> None:
+        pool = Pool(spec())
+        pool.dispatch(1)
+        pool.report(1, now=TICKET_S - 0.1)
+        assert pool.next_deadline() == TICKET_S
+        assert pool.handle(Ticked(), TICKET_S) == [TicketsExpired(1)]
+        assert pool.credit() == (0, 0)
+
+    def test_a_dispatch_to_a_worker_that_has_just_gone_is_not_booked(self) -> None:
+        pool = Pool(spec("w0"))
+        assert pool.dispatch(1, W1) == []
+        assert pool.handle(Released((Ticket(1),)), 0.1) == [CreditReleased(0)]
+
+    def test_credit_takes_room(self) -> None:
+        pool = Pool(spec(capacity=Capacity(max_sequences=2, max_queued_requests=1)))
+        for ticket in range(3):
+            pool.dispatch(ticket)
+        assert pool.endpoint().room == 0
+
+
+class TestLearning:
+    def test_a_prompt_has_a_quarter_of_its_bytes_in_tokens_before_anything_was_counted(self) -> None:
+        assert Pool().pick_request(RouteFacts("r", MODEL, 4000)).prompt_tokens == 1000
+
+    def test_reported_prompt_tokens_teach_the_model_and_no_other(self) -> None:
+        pool = Pool(spec(models=(MODEL, "other")))
+        for ticket in range(1, 50):
+            pool.dispatch(ticket)
+            pool.report(ticket, TicketUpdate(Ticket(ticket), ACCEPTED, prompt_tokens=2000))
+        assert pool.pick_request(RouteFacts("r", MODEL, 4000)).prompt_tokens == pytest.approx(2000, rel=0.05)
+        assert pool.pick_request(RouteFacts("r", "other", 4000)).prompt_tokens == 1000
+
+    @pytest.mark.parametrize("first", [0, 2000])
+    def test_a_ticket_teaches_its_length_once(self, first: int) -> None:
+        once, twice = Pool(spec()), Pool(spec())
+        for pool in (once, twice):
+            pool.dispatch(1, hashes=(1,))
+        once.report(1, TicketUpdate(Ticket(1), FINISHED, 2000, 0, 9))
+        twice.report(1, TicketUpdate(Ticket(1), ACCEPTED, first))
+        twice.report(2, TicketUpdate(Ticket(1), FINISHED, 2000, 0, 9))
+        facts = RouteFacts("r", MODEL, 100_000)
+        assert once.pick_request(facts) == twice.pick_request(facts)
+
+    def test_who_was_sent_a_prompt_is_believed_to_hold_it(self) -> None:
+        pool = Pool(spec("w0"), spec("w1"))
+        pool.dispatch(1, W1, hashes=(1, 2))
+        assert pool.pick_request(RouteFacts("r", MODEL, 4000, (1, 3), 2000)).hit_tokens == {W1: 500}
+
+    def test_prefixes_of_one_model_are_of_no_use_to_another(self) -> None:
+        pool = Pool(spec(models=(MODEL, "other")))
+        pool.dispatch(1, hashes=(1, 2))
+        assert pool.pick_request(RouteFacts("r", "other", 4000, (1, 2), 2000)).hit_tokens == {}
+
+    def test_a_restarted_worker_holds_nothing(self) -> None:
+        pool = Pool(spec(epoch=1))
+        pool.dispatch(1, hashes=(1, 2))
+        pool.handle(Registered(spec(epoch=2), 1), 0.1)
+        assert pool.pick_request(RouteFacts("r", MODEL, 4000, (1, 2), 2000)).hit_tokens == {}
+
+    def test_more_than_the_kv_cache_holds_is_not_believed(self) -> None:
+        pool = Pool(spec(capacity=Capacity(kv_blocks=8, kv_block_size=16)))
+        pool.dispatch(1, hashes=(1, 2, 3, 4))
+        assert pool.pick_request(RouteFacts("r", MODEL, 1024, (1, 2, 3, 4), 256)).hit_tokens == {W0: 128}
+
+    @pytest.mark.parametrize(
+        ("cached_tokens", "output_tokens", "expected"), [(1000, 5, 1.0), (500, 5, 0.9), (0, 5, 0.8), (0, 0, 1.0)]
+    )
+    def test_hits_that_do_not_come_true_are_believed_less(
+        self, cached_tokens: int, output_tokens: int, expected: float
+    ) -> None:
+        pool = Pool(spec())
+        pool.dispatch(1, hashes=(1, 2))
+        pool.dispatch(2, hashes=(1, 2))
+        pool.report(1, TicketUpdate(Ticket(2), ACCEPTED))
+        pool.report(2, TicketUpdate(Ticket(2), FINISHED, 1000, cached_tokens, output_tokens))
+        hit = pool.pick_request(RouteFacts("r", MODEL, 4000, (1, 2), 2000)).hit_tokens[W0]
+        assert hit == pytest.approx(1000 * expected)
+
+    def test_no_worker_holds_more_than_the_prompt_whatever_a_caller_says(self) -> None:
+        pool = Pool(spec())
+        pool.dispatch(1, hashes=(1, 2))
+        request = pool.pick_request(RouteFacts("r", MODEL, 400, (1, 2), 1_000_000))
+        assert request.hit_tokens[W0] <= request.prompt_tokens
+
+    def test_the_prefill_speed_is_the_measured_one(self) -> None:
+        pool = Pool(spec())
+        pool.report(1, rate=5000.0)
+        assert pool.endpoint().prefill_ms_per_token == pytest.approx(0.2)
+
+    def test_without_a_measurement_it_is_that_of_the_peers_in_the_middle(self) -> None:
+        pool = Pool(*(spec(name) for name in ("w1", "w2", "w3")), spec("other", models=("other",)))
+        for name, rate in (("w1", 1000.0), ("w2", 2000.0), ("w3", 50_000.0)):
+            pool.report(1, worker=spec(name), rate=rate)
+        pool.report(1, worker=spec("other", models=("other",)), rate=1.0)
+        pool.handle(Registered(spec("w0"), 9), 0.2)
+        assert pool.endpoint(W0).prefill_ms_per_token == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("rate", [0.0, float("nan"), float("inf"), -1.0])
+    def test_without_any_measurement_it_is_the_default(self, rate: float) -> None:
+        pool = Pool(spec())
+        pool.report(1, rate=rate)
+        assert pool.endpoint().prefill_ms_per_token == DEFAULT_PREFILL_MS_PER_TOKEN

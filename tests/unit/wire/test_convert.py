@@ -1,0 +1,438 @@
+"""Domain values to protobuf and back: nothing is lost, and nothing that a peer can send is worse than InvalidRequest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+from google.protobuf.message import DecodeError, Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbcore.api.v1 import generation_pb2, load_pb2, routing_pb2, worker_pb2
+from lbcore.errors import EngineFailed, InvalidRequest, Saturated
+from lbcore.generation import (
+    Delta,
+    Dialect,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Started,
+    TokenLogprob,
+    ToolCallDelta,
+    TopLogprob,
+)
+from lbcore.types import (
+    Capacity,
+    EndpointState,
+    Epoch,
+    LoadReport,
+    Role,
+    Route,
+    RouteFacts,
+    ServedModel,
+    Target,
+    Ticket,
+    TicketPhase,
+    TicketUpdate,
+    WorkerId,
+    WorkerSpec,
+    WorkerStatus,
+)
+from lbcore.wire import convert
+
+U32 = st.integers(0, 2**32 - 1)
+U64 = st.integers(0, 2**64 - 1)
+NAMES = st.text(min_size=1, max_size=20)
+TEXTS = st.text(max_size=20)
+MEASURES = st.floats(0, 1e11)
+
+tickets = U64.map(Ticket)
+worker_ids = NAMES.map(WorkerId)
+epochs = st.integers(1, 2**64 - 1).map(Epoch)
+models = st.builds(
+    ServedModel,
+    name=NAMES,
+    adapters=st.lists(NAMES, max_size=3).map(tuple),
+    context_length=U32,
+    created_unix_s=st.integers(-(2**63), 2**63 - 1),
+)
+specs = st.builds(
+    WorkerSpec,
+    worker_id=worker_ids,
+    epoch=epochs,
+    address=st.sampled_from(["127.0.0.1:1", "gpu-7.cluster.local:65535", "[::1]:50052"]),
+    models=st.lists(models, min_size=1, max_size=3).map(tuple),
+    role=st.sampled_from(Role),
+    engine=TEXTS,
+    capacity=st.builds(
+        Capacity, max_sequences=st.integers(1, 2**32 - 1), max_queued_requests=U32, kv_blocks=U64, kv_block_size=U32
+    ),
+    labels=st.dictionaries(TEXTS, TEXTS, max_size=3),
+    version=TEXTS,
+)
+reports = st.builds(
+    LoadReport,
+    sequence=U64,
+    queued_requests=U32,
+    running_requests=U32,
+    queued_prompt_tokens=U64,
+    tokens_in_flight=U64,
+    kv_used_blocks=U64,
+    kv_cached_blocks=U64,
+    prefill_tokens_per_s=MEASURES,
+    step_time_ms=MEASURES,
+    ticket_updates=st.lists(
+        st.builds(TicketUpdate, tickets, st.sampled_from(TicketPhase), U32, U32, U32), max_size=3
+    ).map(tuple),
+    cached_prompt_token_total=U64,
+    prompt_token_total=U64,
+    output_token_total=U64,
+)
+statuses = st.builds(
+    WorkerStatus,
+    spec=specs,
+    state=st.sampled_from(EndpointState),
+    load=reports,
+    report_age_ms=MEASURES,
+    credit_requests=U32,
+    credit_tokens=U64,
+)
+facts = st.builds(
+    RouteFacts,
+    request_id=TEXTS,
+    model=NAMES,
+    prompt_bytes=U32,
+    prefix_hashes=st.lists(U64, max_size=3).map(tuple),
+    prefix_block_bytes=U32,
+    max_output_tokens=U32,
+    priority=st.integers(-(2**31), 2**31 - 1),
+    session_id=TEXTS,
+    tried=st.frozensets(worker_ids, max_size=3),
+)
+targets = st.builds(Target, worker_ids, epochs, TEXTS)
+routes = st.builds(Route, targets, tickets, st.lists(targets, max_size=3).map(tuple), MEASURES)
+generation_requests = st.builds(
+    GenerationRequest,
+    request_id=TEXTS,
+    dialect=st.sampled_from(Dialect),
+    body=st.binary(max_size=50),
+    ticket=tickets,
+    timeout_s=st.none() | st.integers(1, 2**32 - 1).map(lambda milliseconds: milliseconds / 1000),
+    priority=st.integers(-(2**31), 2**31 - 1),
+)
+logprobs = st.builds(
+    TokenLogprob,
+    TEXTS,
+    st.floats(allow_nan=False),
+    st.binary(max_size=4),
+    st.lists(st.builds(TopLogprob, TEXTS, st.floats(allow_nan=False), st.binary(max_size=4)), max_size=2).map(tuple),
+)
+deltas = st.builds(
+    Delta,
+    choice=U32,
+    text=TEXTS,
+    token_ids=st.lists(U32, max_size=3).map(tuple),
+    reasoning=TEXTS,
+    tool_calls=st.lists(st.builds(ToolCallDelta, U32, TEXTS, TEXTS, TEXTS), max_size=2).map(tuple),
+    logprobs=st.lists(logprobs, max_size=2).map(tuple),
+    finish_reason=st.none() | st.sampled_from(FinishReason),
+)
+good_events = st.one_of(st.builds(Started, U32, U32), deltas, st.builds(Finished, U32, U32, U32))
+
+
+@given(specs)
+def test_a_worker_s_spec_survives(spec: WorkerSpec) -> None:
+    assert convert.spec_from_proto(convert.spec_to_proto(spec)) == spec
+
+
+@given(reports)
+def test_a_load_report_survives(report: LoadReport) -> None:
+    assert convert.load_from_proto(convert.load_to_proto(report)) == report
+
+
+@given(statuses)
+def test_a_worker_s_status_survives(status: WorkerStatus) -> None:
+    assert convert.worker_status_from_proto(convert.worker_status_to_proto(status)) == status
+
+
+@given(facts, st.lists(tickets, max_size=3))
+def test_the_facts_of_a_request_survive_with_its_abandoned_tickets(facts: RouteFacts, abandoned: list[Ticket]) -> None:
+    message = convert.facts_to_proto(facts, tuple(abandoned))
+    assert convert.facts_from_proto(message) == facts
+    assert [*message.abandoned_tickets] == abandoned
+
+
+@given(routes)
+def test_a_route_survives(route: Route) -> None:
+    assert convert.route_from_proto(convert.route_to_proto(route)) == route
+
+
+@given(generation_requests)
+def test_a_request_survives_and_its_body_byte_for_byte(request: GenerationRequest) -> None:
+    assert convert.generation_from_proto(convert.generation_to_proto(request)) == request
+
+
+@given(good_events)
+def test_an_event_survives_both_ways_of_travelling(event: Started | Delta | Finished) -> None:
+    assert convert.event_from_proto(convert.response_from_event(event)) == event
+    assert convert.event_from_proto(convert.call_event(7, event)) == event
+
+
+def test_a_failure_travels_inside_a_stream() -> None:
+    entry = convert.call_event(7, Failed(Saturated("Full.", retry_after_s=3.0)))
+    event = convert.event_from_proto(entry)
+    assert entry.call_id == 7
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, Saturated)
+    assert event.error.retry_after_s == 3.0
+
+
+def test_an_event_of_a_later_version_is_no_event() -> None:
+    assert convert.event_from_proto(generation_pb2.CallEvent(call_id=1)) is None
+    assert convert.event_from_proto(generation_pb2.GenerateResponse()) is None
+
+
+@pytest.mark.parametrize(
+    "event",
+    [Delta(text="\ud83d"), Delta(token_ids=(-1,)), Delta(choice=2**32), Started(-1), Finished(0, 0, 2**32)],
+    ids=["half a pair", "negative token", "huge choice", "negative count", "huge count"],
+)
+def test_an_event_that_no_message_can_carry_fails_its_call_and_no_other(event: Event) -> None:
+    entry = convert.call_event(7, event)
+    arrived = convert.event_from_proto(entry)
+    assert entry.call_id == 7
+    assert isinstance(arrived, Failed)
+    assert isinstance(arrived.error, EngineFailed)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        ":",
+        "host",
+        "host:",
+        ":50052",
+        "host:0",
+        "host:65536",
+        "host:-1",
+        "host:+1",
+        "host:1e3",
+        "host:²",
+        "host:٣",
+        "host:" + "9" * 5000,
+        "::1:50052",
+        "[]:50052",
+        "unix:/run/x:1",
+        "dns://8.8.8.8/host:1",
+        "a b:1",
+        "host\n:1",
+    ],
+)
+def test_an_address_that_is_not_host_and_port_is_named(address: str) -> None:
+    message = _spec_message(address=address)
+    with pytest.raises(InvalidRequest) as caught:
+        convert.spec_from_proto(message)
+    assert caught.value.param == "address"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("worker_id", ""),
+        ("epoch", 0),
+        ("models", []),
+        ("models", [worker_pb2.ServedModel()]),
+        ("models", [worker_pb2.ServedModel(name="m", adapters=[""])]),
+    ],
+    ids=["no name", "no epoch", "no model", "nameless model", "nameless adapter"],
+)
+def test_a_registration_without_what_it_needs_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        convert.spec_from_proto(_spec_message(**{field: value}))
+    assert caught.value.param == field
+
+
+def test_a_role_of_a_later_version_is_mixed() -> None:
+    assert convert.spec_from_proto(_spec_message(role=77)).role is Role.MIXED
+
+
+def test_a_worker_that_says_no_capacity_can_run_one_request() -> None:
+    assert convert.spec_from_proto(_spec_message()).capacity == Capacity(max_sequences=1)
+
+
+def test_a_state_of_a_later_version_is_not_picked_first() -> None:
+    message = worker_pb2.WorkerStatus(spec=_spec_message(), state=77)
+    assert convert.worker_status_from_proto(message).state is EndpointState.SILENT
+
+
+def test_updates_with_a_phase_of_a_later_version_are_left_out() -> None:
+    updates = [
+        load_pb2.TicketUpdate(ticket=1),
+        load_pb2.TicketUpdate(ticket=2, phase=77),
+        load_pb2.TicketUpdate(ticket=3, phase=load_pb2.TICKET_PHASE_FINISHED),
+    ]
+    report = convert.load_from_proto(load_pb2.LoadReport(ticket_updates=updates))
+    assert [update.ticket for update in report.ticket_updates] == [3]
+
+
+def test_a_finish_reason_of_a_later_version_is_none() -> None:
+    entry = generation_pb2.CallEvent(delta=generation_pb2.Delta(finish_reason=77))
+    assert convert.event_from_proto(entry) == Delta()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 1e13])
+def test_a_senseless_measurement_is_none(value: float) -> None:
+    report = convert.load_from_proto(load_pb2.LoadReport(prefill_tokens_per_s=value, step_time_ms=value))
+    route = convert.route_from_proto(routing_pb2.RouteResponse(predicted_ttft_ms=value))
+    status = convert.worker_status_from_proto(worker_pb2.WorkerStatus(spec=_spec_message(), report_age_ms=value))
+    assert (report.prefill_tokens_per_s, report.step_time_ms) == (0.0, 0.0)
+    assert (route.predicted_ttft_ms, status.report_age_ms) == (0.0, 0.0)
+
+
+def test_a_question_without_a_model_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        convert.facts_from_proto(routing_pb2.RouteRequest())
+    assert caught.value.param == "model"
+
+
+def test_a_request_without_input_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        convert.generation_from_proto(generation_pb2.GenerateRequest())
+    assert caught.value.param == "input"
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"), [(-5, 0), (10**12, 2**32 - 1), (0, 0), (17, 17)], ids=["negative", "huge", "none", "usual"]
+)
+def test_a_limit_that_no_message_can_carry_is_the_nearest_that_one_can(asked: int, sent: int) -> None:
+    # A caller's own number: what it does to the answer is for the engine to say, and it will.
+    message = convert.facts_to_proto(RouteFacts("r", "m", prompt_bytes=asked, max_output_tokens=asked))
+    assert (message.max_output_token_count, message.prompt_byte_count) == (sent, sent)
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "arrives_s"),
+    [(None, None), (0.0, 0.001), (-1.0, 0.001), (0.25, 0.25), (math.inf, (2**32 - 1) / 1000)],
+    ids=["never", "now", "past", "usual", "no end"],
+)
+def test_a_timeout_arrives_as_the_nearest_that_a_message_can_carry(
+    timeout_s: float | None, arrives_s: float | None
+) -> None:
+    request = GenerationRequest("r", Dialect.CHAT, b"{}", timeout_s=timeout_s)
+    assert convert.generation_from_proto(convert.generation_to_proto(request)).timeout_s == arrives_s
+
+
+def test_a_typed_text_becomes_the_body_that_says_the_same() -> None:
+    sampling = generation_pb2.Sampling(
+        max_token_count=5, temperature=0.5, top_p=0.25, seed=2**63, stop=["a", "b"], choice_count=2, ignore_eos=True
+    )
+    dialect, body = _body(generation_pb2.TypedInput(model="m", text="Once", sampling=sampling))
+    assert dialect is Dialect.COMPLETION
+    assert body == {
+        "model": "m",
+        "prompt": "Once",
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "seed": 2**63,
+        "stop": ["a", "b"],
+        "n": 2,
+        "ignore_eos": True,
+    }
+
+
+def test_typed_tokens_become_the_prompt_of_a_completion() -> None:
+    typed = generation_pb2.TypedInput(model="m", token_ids=generation_pb2.TokenIds(ids=[1, 2, 2**32 - 1]))
+    assert _body(typed) == (Dialect.COMPLETION, {"model": "m", "prompt": [1, 2, 2**32 - 1]})
+
+
+def test_a_typed_conversation_becomes_a_chat() -> None:
+    messages = [generation_pb2.Message(role="user", content="Hi")]
+    typed = generation_pb2.TypedInput(model="m", conversation=generation_pb2.Conversation(messages=messages))
+    assert _body(typed) == (Dialect.CHAT, {"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
+
+
+def test_a_sampling_field_that_is_set_to_nothing_is_still_said() -> None:
+    sampling = generation_pb2.Sampling(temperature=0, seed=0, ignore_eos=False)
+    _, body = _body(generation_pb2.TypedInput(model="m", text="", sampling=sampling))
+    assert body == {"model": "m", "prompt": "", "temperature": 0.0, "seed": 0, "ignore_eos": False}
+
+
+def test_a_temperature_keeps_the_digits_it_was_written_with() -> None:
+    # 0.7 travels as a 32-bit float, whose nearest 64-bit one is 0.699999988079071.
+    sampling = generation_pb2.Sampling(temperature=0.7, top_p=0.9)
+    _, body = _body(generation_pb2.TypedInput(model="m", text="", sampling=sampling))
+    assert (body["temperature"], body["top_p"]) == (0.7, 0.9)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_sampling_number_that_json_cannot_say_is_refused_by_name(value: float) -> None:
+    sampling = generation_pb2.Sampling(temperature=value)
+    with pytest.raises(InvalidRequest) as caught:
+        _body(generation_pb2.TypedInput(model="m", text="", sampling=sampling))
+    assert caught.value.param == "temperature"
+
+
+def test_a_typed_input_without_a_prompt_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        _body(generation_pb2.TypedInput(model="m"))
+    assert caught.value.param == "prompt"
+
+
+_READERS: list[tuple[Callable[[Any], object], type[Message], st.SearchStrategy[Message]]] = [
+    (convert.spec_from_proto, worker_pb2.WorkerSpec, specs.map(convert.spec_to_proto)),
+    (convert.load_from_proto, load_pb2.LoadReport, reports.map(convert.load_to_proto)),
+    (convert.worker_status_from_proto, worker_pb2.WorkerStatus, statuses.map(convert.worker_status_to_proto)),
+    (convert.facts_from_proto, routing_pb2.RouteRequest, facts.map(convert.facts_to_proto)),
+    (convert.route_from_proto, routing_pb2.RouteResponse, routes.map(convert.route_to_proto)),
+    (
+        convert.generation_from_proto,
+        generation_pb2.GenerateRequest,
+        generation_requests.map(convert.generation_to_proto),
+    ),
+    (
+        convert.event_from_proto,
+        generation_pb2.CallEvent,
+        good_events.map(lambda event: convert.call_event(1, event)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("read", "kind", "messages"), _READERS, ids=[kind.__name__ for _, kind, _ in _READERS])
+@given(data=st.data())
+def test_no_bytes_that_are_a_message_are_too_strange_to_read(
+    read: Callable[[Any], object], kind: type[Message], messages: st.SearchStrategy[Message], data: st.DataObject
+) -> None:
+    good = data.draw(messages).SerializeToString()
+    at = data.draw(st.integers(0, len(good)))
+    strange = good[:at] + data.draw(st.binary(max_size=8)) + good[data.draw(st.integers(at, len(good))) :]
+    try:
+        message = kind.FromString(strange)
+    except DecodeError:
+        return
+    try:
+        read(message)
+    except InvalidRequest as error:
+        assert error.param
+
+
+def _spec_message(**fields: Any) -> worker_pb2.WorkerSpec:
+    good: dict[str, Any] = {
+        "worker_id": "w",
+        "epoch": 1,
+        "address": "host:1",
+        "models": [worker_pb2.ServedModel(name="m")],
+    }
+    return worker_pb2.WorkerSpec(**{**good, **fields})
+
+
+def _body(typed: generation_pb2.TypedInput) -> tuple[Dialect, dict[str, object]]:
+    request = convert.generation_from_proto(generation_pb2.GenerateRequest(typed=typed))
+    return request.dialect, orjson.loads(request.body)
