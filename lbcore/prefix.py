@@ -45,7 +45,7 @@ def block_hashes(data: bytes, block_bytes: int = PREFIX_BLOCK_BYTES) -> tuple[in
 
 
 class _Run:
-    """Blocks that follow one another in a prompt and are used together: a worker's other prompts leave it at its end."""
+    """Blocks that follow one another in a prompt and are used together: the worker's other prompts leave at its end."""
 
     __slots__ = ("blocks",)
 
@@ -117,8 +117,8 @@ class PrefixIndex:
     it, because the ends of prompts are given up first; so the holders only shrink along a prompt, and where they change
     is found by bisection instead of block by block.
 
-    Memory, measured with runs of 20 blocks: 110 bytes for a block that one worker holds, 55 more for each further holder.
-    So 64 workers of 10,000 blocks (2.5 million bytes of prompts) each take 70 MB at most.
+    Memory, measured with runs of 20 blocks: 110 bytes for a block that one worker holds, 55 for each further holder. So
+    64 workers of 10,000 blocks (2.5 million bytes of prompts) each take 70 MB at most.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,6 @@ class PrefixIndex:
     def add(self, worker: WorkerId, hashes: Sequence[int]) -> int:
         """Record that `worker` holds these blocks, and return how many leading ones it held already."""
         shelf = self._shelves.get(worker) or self._new_shelf(worker)
-        hashes = hashes[: shelf.capacity]
         holders, bit = self._holders, shelf.bit
         held = bisect_left(hashes, True, key=lambda block: not holders.get(block, 0) & bit)
         path = shelf.path(hashes[:held])

@@ -245,7 +245,7 @@ class Routed:
     predicted_ttft_ms: float = 0.0
     """0 when the policy does not predict."""
     scores: tuple[tuple[WorkerId, float], ...] = ()
-    """What each candidate was worth; greater is better."""
+    """What the pick and its fallbacks were worth, in that order; greater is better."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections.abc import Callable
+
+from lbcore.errors import Cancelled, LoadBalancerError
+from lbcore.generation import Delta, Failed, Finished, GenerationRequest, Started
+from lbcore.types import Capacity
+from worker.engine import Emit, EngineInfo, EngineLoad
 
 
 class ManualClock:
@@ -57,3 +63,101 @@ async def settle(turns: int = 20) -> None:
     """Gives every ready task `turns` turns of the event loop: enough for a chain of that many hand-overs."""
     for _ in range(turns):
         await asyncio.sleep(0)
+
+
+class Signal:
+    """Wakes whoever waits for something to become true; `tell` it whenever that might have happened."""
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def tell(self, *facts: object) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def until(self, holds: Callable[[], object], within_s: float = 10.0) -> None:
+        """Returns as soon as `holds()` is true.
+
+        Raises:
+            TimeoutError: it did not become true in time.
+        """
+        async with asyncio.timeout(within_s):
+            while not holds():
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiters.append(waiter)
+                await waiter
+
+
+class ScriptedRequest:
+    """A request inside a `ScriptedEngine`: nothing happens to it until a test says so."""
+
+    def __init__(self, request: GenerationRequest, emit: Emit) -> None:
+        self.request = request
+        self.emit = emit
+
+    def start(self, prompt_tokens: int = 10, cached_tokens: int = 0) -> None:
+        self.emit(Started(prompt_tokens, cached_tokens))
+
+    def say(self, *texts: str) -> None:
+        for text in texts:
+            self.emit(Delta(text=text))
+
+    def finish(self, prompt_tokens: int = 10, cached_tokens: int = 0, output_tokens: int = 1) -> None:
+        self.emit(Finished(prompt_tokens, cached_tokens, output_tokens))
+
+    def fail(self, error: LoadBalancerError) -> None:
+        self.emit(Failed(error))
+
+    def answer(self, *texts: str) -> None:
+        """A whole answer at once."""
+        self.start()
+        self.say(*texts)
+        self.finish(output_tokens=len(texts))
+
+
+class ScriptedEngine:
+    """A `worker.engine.Engine` that takes everything and does only what a test makes its requests do.
+
+    Aborted requests end by themselves, as the contract says, unless `is_stubborn`.
+    """
+
+    def __init__(self) -> None:
+        self.requests: dict[str, ScriptedRequest] = {}
+        """Every request ever taken, by the id that the worker gave it."""
+        self.aborted: list[str] = []
+        self.happened = Signal()
+        self.is_stubborn = False
+        self.measured = EngineLoad()
+        self._untaken: asyncio.Queue[ScriptedRequest] = asyncio.Queue()
+
+    async def next(self) -> ScriptedRequest:
+        """The next request in the order of arrival."""
+        async with asyncio.timeout(10):
+            return await self._untaken.get()
+
+    async def start(self) -> EngineInfo:
+        return EngineInfo(4096, Capacity(max_sequences=4))
+
+    def submit(self, request: GenerationRequest, emit: Emit) -> None:
+        taken = ScriptedRequest(request, emit)
+        self.requests[request.request_id] = taken
+        self._untaken.put_nowait(taken)
+        self.happened.tell()
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        self.happened.tell()
+        if not self.is_stubborn:
+            taken = self.requests[request_id]
+            asyncio.get_running_loop().call_soon(taken.fail, Cancelled("The request was aborted."))
+
+    def load(self) -> EngineLoad:
+        return self.measured
+
+    async def failed(self) -> str:
+        return await asyncio.get_running_loop().create_future()
+
+    async def close(self) -> None:
+        pass

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from math import isfinite
+
 import orjson
 
 from lbcore.api.v1 import generation_pb2, load_pb2, routing_pb2, worker_pb2
-from lbcore.errors import InvalidRequest
+from lbcore.errors import EngineFailed, InvalidRequest
 from lbcore.generation import (
     Delta,
     Dialect,
@@ -63,6 +66,9 @@ _FINISH = {
 }
 _FINISH_BACK = {number: reason for reason, number in _FINISH.items()}
 
+_ADDRESS = re.compile(r"(?:[\w.-]+|\[[\w.:%-]+\]):([0-9]{1,5})", re.ASCII)
+_UINT32 = 2**32 - 1
+
 
 def spec_to_proto(spec: WorkerSpec) -> worker_pb2.WorkerSpec:
     return worker_pb2.WorkerSpec(
@@ -97,15 +103,15 @@ def spec_from_proto(message: worker_pb2.WorkerSpec) -> WorkerSpec:
     Raises:
         InvalidRequest: a name is missing, or the address is no HOST:PORT.
     """
-    host, colon, port = message.address.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+    address = _ADDRESS.fullmatch(message.address)
+    if address is None or not 0 < int(address[1]) < 65536:
         raise InvalidRequest("address is not HOST:PORT", param="address")
     if not message.worker_id:
         raise InvalidRequest("worker_id is empty", param="worker_id")
     if not message.epoch:
         raise InvalidRequest("epoch is 0", param="epoch")
-    if not message.models or not all(model.name for model in message.models):
-        raise InvalidRequest("models is empty or holds a model without a name", param="models")
+    if not message.models or not all(all((model.name, *model.adapters)) for model in message.models):
+        raise InvalidRequest("models is empty or holds a model or an adapter without a name", param="models")
     return WorkerSpec(
         worker_id=WorkerId(message.worker_id),
         epoch=Epoch(message.epoch),
@@ -204,20 +210,21 @@ def worker_status_from_proto(message: worker_pb2.WorkerStatus) -> WorkerStatus:
         spec=spec_from_proto(message.spec),
         state=_STATES_BACK.get(message.state, EndpointState.SILENT),
         load=load_from_proto(message.load),
-        report_age_ms=message.report_age_ms,
+        report_age_ms=_measure(message.report_age_ms),
         credit_requests=message.credit_request_count,
         credit_tokens=message.credit_token_count,
     )
 
 
 def facts_to_proto(facts: RouteFacts, abandoned: tuple[Ticket, ...] = ()) -> routing_pb2.RouteRequest:
+    """A question as a message. Numbers too large for it become the largest: it is the engine that refuses them."""
     return routing_pb2.RouteRequest(
         request_id=facts.request_id,
         model=facts.model,
-        prompt_byte_count=facts.prompt_bytes,
+        prompt_byte_count=_uint32(facts.prompt_bytes),
         prefix_hashes=facts.prefix_hashes,
         prefix_block_byte_count=facts.prefix_block_bytes,
-        max_output_token_count=facts.max_output_tokens,
+        max_output_token_count=_uint32(facts.max_output_tokens),
         priority=facts.priority,
         session_id=facts.session_id,
         tried_worker_ids=facts.tried,
@@ -268,7 +275,7 @@ def route_from_proto(message: routing_pb2.RouteResponse) -> Route:
         target=_target_from_proto(message.worker),
         ticket=Ticket(message.ticket),
         fallbacks=tuple(_target_from_proto(target) for target in message.fallbacks),
-        predicted_ttft_ms=message.predicted_ttft_ms,
+        predicted_ttft_ms=_measure(message.predicted_ttft_ms),
     )
 
 
@@ -276,7 +283,7 @@ def generation_to_proto(request: GenerationRequest) -> generation_pb2.GenerateRe
     message = generation_pb2.GenerateRequest(
         request_id=request.request_id,
         ticket=request.ticket,
-        timeout_ms=0 if request.timeout_s is None else max(1, round(request.timeout_s * 1000)),
+        timeout_ms=0 if request.timeout_s is None else max(1, round(min(request.timeout_s * 1000, _UINT32))),
         priority=request.priority,
     )
     if request.dialect is Dialect.CHAT:
@@ -336,10 +343,19 @@ def _body_of_typed(typed: generation_pb2.TypedInput) -> tuple[Dialect, bytes]:
         ("ignore_eos", "ignore_eos"),
     ):
         if sampling.HasField(field):
-            body[key] = getattr(sampling, field)
+            body[key] = _json_number(getattr(sampling, field), key)
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     return dialect, orjson.dumps(body)
+
+
+def _json_number(value: object, param: str) -> object:
+    if not isinstance(value, float):
+        return value
+    if not isfinite(value):
+        raise InvalidRequest(f"{param} is not a number", param=param)
+    # A 32-bit float holds seven digits; the rest of its 64-bit twin is noise that the caller never wrote.
+    return float(f"{value:.7g}")
 
 
 def response_from_event(event: Started | Delta | Finished) -> generation_pb2.GenerateResponse:
@@ -354,16 +370,24 @@ def response_from_event(event: Started | Delta | Finished) -> generation_pb2.Gen
 
 
 def call_event(call_id: int, event: Event) -> generation_pb2.CallEvent:
-    """An event as an entry of a GenerateStream message."""
-    match event:
-        case Delta():
-            return generation_pb2.CallEvent(call_id=call_id, delta=_delta_to_proto(event))
-        case Started():
-            return generation_pb2.CallEvent(call_id=call_id, started=_started_to_proto(event))
-        case Finished():
-            return generation_pb2.CallEvent(call_id=call_id, finished=_finished_to_proto(event))
-        case Failed():
-            return generation_pb2.CallEvent(call_id=call_id, failure=failure_from_error(event.error))
+    """An event as an entry of a GenerateStream message.
+
+    One that no message can carry (text that is no Unicode, a number out of range) becomes the failure of its call: the
+    other calls on the stream have no part in it.
+    """
+    try:
+        match event:
+            case Delta():
+                return generation_pb2.CallEvent(call_id=call_id, delta=_delta_to_proto(event))
+            case Started():
+                return generation_pb2.CallEvent(call_id=call_id, started=_started_to_proto(event))
+            case Finished():
+                return generation_pb2.CallEvent(call_id=call_id, finished=_finished_to_proto(event))
+            case Failed():
+                return generation_pb2.CallEvent(call_id=call_id, failure=failure_from_error(event.error))
+    except ValueError:
+        error = EngineFailed("The engine answered with something that cannot be passed on.")
+        return generation_pb2.CallEvent(call_id=call_id, failure=failure_from_error(error))
 
 
 def event_from_proto(message: generation_pb2.CallEvent | generation_pb2.GenerateResponse) -> Event | None:
@@ -441,3 +465,7 @@ def _delta_from_proto(message: generation_pb2.Delta) -> Delta:
 def _measure(value: float) -> float:
     # A peer may send NaN, infinity or a negative number; "nothing measured" is the honest reading of all three.
     return value if 0.0 < value < 1e12 else 0.0
+
+
+def _uint32(value: int) -> int:
+    return max(0, min(value, _UINT32))

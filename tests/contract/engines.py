@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 import orjson
 
@@ -18,8 +19,12 @@ from lbcore.clock import MonotonicClock
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Delta, Dialect, Event, Failed, Finished, FinishReason, GenerationRequest, Started
 from lbcore.types import Capacity
+from worker import demo
 from worker.engine import Engine, EngineInfo
+from worker.engines.llamacpp import LlamaCppEngine, LlamaCppOptions
 from worker.engines.sim import SimEngine, SimOptions
+
+NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
 TIMEOUT_S = 20.0
 """Longer than any answer here takes on a busy machine; it only keeps a broken engine from hanging the tests."""
@@ -39,6 +44,11 @@ class Feature(Enum):
     LOGIT_BIAS = "logit_bias"
     ECHO = "echo"
     SUFFIX = "suffix"
+    SEVERAL_PROMPTS = "prompt[]"
+
+    @property
+    def field(self) -> str:
+        return self.value.removesuffix("[]")
 
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
@@ -55,6 +65,7 @@ PROBES: Mapping[Feature, tuple[Dialect, Mapping[str, object]]] = {
     Feature.LOGIT_BIAS: (Dialect.CHAT, {"logit_bias": {"5": 1}}),
     Feature.ECHO: (Dialect.COMPLETION, {"echo": True}),
     Feature.SUFFIX: (Dialect.COMPLETION, {"suffix": "end"}),
+    Feature.SEVERAL_PROMPTS: (Dialect.COMPLETION, {"prompt": ["one", "two"]}),
 }
 """A request that uses each feature and little else."""
 
@@ -79,12 +90,19 @@ _SIM_OFFERS = frozenset(
         Feature.STOP,
         Feature.SEED,
         Feature.IGNORE_EOS,
+        Feature.SEVERAL_PROMPTS,
     }
 )
+
+_LLAMACPP_OFFERS = _SIM_OFFERS | {Feature.JSON_OUTPUT, Feature.LOGIT_BIAS}
 
 
 def _sim(options: SimOptions) -> Callable[[], Engine]:
     return lambda: SimEngine(options, MonotonicClock())
+
+
+def _llamacpp(options: LlamaCppOptions) -> Callable[[], Engine]:
+    return lambda: LlamaCppEngine(demo.GGUF_PATH, options, MonotonicClock())
 
 
 ENGINES = (
@@ -96,17 +114,26 @@ ENGINES = (
         _sim(SimOptions(step_ms=0, kv_blocks=80, block_size=8, token_budget=64)),
         _SIM_OFFERS,
     ),
+    EngineCase("llamacpp", _llamacpp(LlamaCppOptions(n_ctx=1024)), _LLAMACPP_OFFERS, tells_token_ids=False),
+    # Fewer sequences than choices are asked for at once, and prompts in many steps.
+    EngineCase(
+        "llamacpp-cramped",
+        _llamacpp(LlamaCppOptions(n_ctx=512, n_parallel=3, n_batch=32)),
+        _LLAMACPP_OFFERS,
+        tells_token_ids=False,
+    ),
 )
 
 
 class Answer:
     """The events of one request. Watches the laws that hold at every moment; `check` adds those of the end."""
 
-    def __init__(self, case: EngineCase, inside_call: Callable[[], bool]) -> None:
+    def __init__(self, case: EngineCase, several_prompts: bool, inside_call: Callable[[], bool]) -> None:
         self.events: list[Event] = []
         self.on_event: Callable[[], None] = lambda: None
         """Called after each event, from inside `emit`."""
-        self._case = case
+        self.tells_token_ids = case.tells_token_ids
+        self._several_prompts = several_prompts
         self._inside_call = inside_call
         self._thread = threading.get_ident()
         self._violations: list[str] = []
@@ -178,17 +205,24 @@ class Answer:
         for delta in self.deltas:
             by_choice[delta.choice].append(delta)
             delta.text.encode()
-            assert "\N{REPLACEMENT CHARACTER}" not in delta.text
-            assert self._case.tells_token_ids or not delta.token_ids
+            assert self.tells_token_ids or not delta.token_ids
+        for deltas in by_choice.values():
+            for one, following in pairwise(deltas):
+                # A model may produce bytes that are no text by itself; a character that was torn shows at both ends.
+                assert not (one.text.endswith(NO_TEXT) and following.text.startswith(NO_TEXT)), "torn character"
         if not isinstance(self.events[-1], Finished):
             return
         usage = self.events[-1]
-        assert (self.started.prompt_tokens, self.started.cached_tokens) == (usage.prompt_tokens, usage.cached_tokens)
-        assert 0 <= usage.cached_tokens < usage.prompt_tokens
+        # Of several prompts the engine may know only some when the request starts.
+        assert 0 < self.started.prompt_tokens <= usage.prompt_tokens
+        assert 0 <= self.started.cached_tokens <= usage.cached_tokens < usage.prompt_tokens
+        if not self._several_prompts:
+            assert self.started.prompt_tokens == usage.prompt_tokens
+            assert self.started.cached_tokens == usage.cached_tokens
         assert sorted(by_choice) == list(range(len(by_choice)))
         for deltas in by_choice.values():
             assert [delta.finish_reason is None for delta in deltas] == [True] * (len(deltas) - 1) + [False]
-        if self._case.tells_token_ids:
+        if self.tells_token_ids:
             assert usage.output_tokens == sum(len(delta.token_ids) for delta in self.deltas)
 
 
@@ -206,7 +240,9 @@ class Watch:
         self.info = await self.engine.start()
 
     def submit(self, dialect: Dialect, body: bytes | Mapping[str, object], request_id: str = "") -> Answer:
-        answer = Answer(self.case, lambda: self._inside_call)
+        prompt = None if isinstance(body, bytes) else body.get("prompt")
+        several_prompts = isinstance(prompt, list) and any(isinstance(one, str | list) for one in prompt)
+        answer = Answer(self.case, several_prompts, lambda: self._inside_call)
         self.answers.append(answer)
         raw = body if isinstance(body, bytes) else orjson.dumps(body)
         self._inside_call = True
@@ -226,7 +262,12 @@ class Watch:
         fields: dict[str, object] = {"ignore_eos": True} if Feature.IGNORE_EOS in self.case.offers else {}
         return self.submit(
             Dialect.CHAT,
-            {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 400, **fields},
+            {
+                "messages": [{"role": "user", "content": content}],
+                "temperature": 0,
+                "max_tokens": min(400, self.info.context_length // 2),
+                **fields,
+            },
             request_id,
         )
 
@@ -235,15 +276,19 @@ class Watch:
         self.engine.abort(request_id)
         self._inside_call = False
 
+    def probe(self, feature: Feature) -> Answer:
+        """A request that uses a feature."""
+        dialect, fields = PROBES[feature]
+        prompt = {"messages": [{"role": "user", "content": "x"}]} if dialect is Dialect.CHAT else {"prompt": "x"}
+        return self.submit(dialect, {**prompt, "max_tokens": 2, **fields})
+
     async def offers(self, feature: Feature) -> bool:
         """Whether the engine offers a feature. One it does not offer it must refuse by name, and that is tried here."""
         if feature in self.case.offers:
             return True
-        dialect, fields = PROBES[feature]
-        prompt = {"messages": [{"role": "user", "content": "x"}]} if dialect is Dialect.CHAT else {"prompt": "x"}
-        answer = await self.submit(dialect, {**prompt, "max_tokens": 2, **fields}).end()
+        answer = await self.probe(feature).end()
         assert isinstance(answer.error, InvalidRequest), f"{feature} is neither offered nor refused"
-        assert (answer.error.param or "").startswith(feature.value)
+        assert (answer.error.param or "").startswith(feature.field)
         return False
 
     async def close(self) -> None:

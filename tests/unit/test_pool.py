@@ -298,6 +298,7 @@ class TestLearning:
     def test_a_ticket_teaches_its_length_once(self, first: int) -> None:
         once, twice = Pool(spec()), Pool(spec())
         for pool in (once, twice):
+            pool.dispatch(9, hashes=(1,))
             pool.dispatch(1, hashes=(1,))
         once.report(1, TicketUpdate(Ticket(1), FINISHED, 2000, 0, 9))
         twice.report(1, TicketUpdate(Ticket(1), ACCEPTED, first))
@@ -316,10 +317,11 @@ class TestLearning:
         assert pool.pick_request(RouteFacts("r", "other", 4000, (1, 2), 2000)).hit_tokens == {}
 
     def test_a_restarted_worker_holds_nothing(self) -> None:
-        pool = Pool(spec(epoch=1))
-        pool.dispatch(1, hashes=(1, 2))
-        pool.handle(Registered(spec(epoch=2), 1), 0.1)
-        assert pool.pick_request(RouteFacts("r", MODEL, 4000, (1, 2), 2000)).hit_tokens == {}
+        pool = Pool(spec("w0", epoch=1), spec("w1"))
+        pool.dispatch(1, W0, hashes=(1, 2))
+        pool.dispatch(2, W1, hashes=(1, 2))
+        pool.handle(Registered(spec("w0", epoch=2), 1), 0.1)
+        assert pool.pick_request(RouteFacts("r", MODEL, 4000, (1, 2), 2000)).hit_tokens == {W1: 1000}
 
     def test_more_than_the_kv_cache_holds_is_not_believed(self) -> None:
         pool = Pool(spec(capacity=Capacity(kv_blocks=8, kv_block_size=16)))

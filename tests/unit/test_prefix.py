@@ -136,11 +136,12 @@ class BlockByBlock:
         return {worker: depth for worker, depth in hits.items() if depth}
 
 
-prompts = st.text("xyz", max_size=8).map(lambda text: block_hashes(text.encode(), block_bytes=1))
+# Two letters and few of them, so that prompts share beginnings of every length.
+prompts = st.text("xy", max_size=7).map(lambda text: block_hashes(text.encode(), block_bytes=1))
 
 
 @settings(derandomize=True, max_examples=200, database=None)
-@given(st.integers(0, 12), st.lists(st.tuples(st.sampled_from((A, B, C)), prompts), max_size=25), prompts)
+@given(st.integers(0, 10), st.lists(st.tuples(st.sampled_from((A, B, C)), prompts), max_size=30), prompts)
 def test_it_says_what_an_lru_of_single_blocks_says(
     capacity: int, additions: list[tuple[WorkerId, tuple[int, ...]]], question: tuple[int, ...]
 ) -> None:

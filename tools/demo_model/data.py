@@ -12,8 +12,25 @@ from worker.demo import UNKNOWN_ANSWER, FaqEntry
 
 _RAW_SHARE: Final = 0.15
 _RAW_MAX_TOKENS: Final = 768
-_CHARACTERS_PER_SEAM: Final = (80, 25, 12, 6)
+_CHARACTERS_PER_SEAM: Final = (60, 15, 8, 5)
 """How far apart seams are, about: far is how they will be met, close teaches more of them per token."""
+
+_EASE: Final = 0.02
+"""The least difficulty, so that what is learnt is still drawn now and then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A stretch of an example whose loss says how difficult something still is.
+
+    `first` and `last` are token positions, the last not included. `entry` is a place in the FAQ; `cut` a
+    character of its answer where another worker took over, or -1 for the answer as a whole.
+    """
+
+    first: int
+    last: int
+    entry: int
+    cut: int = -1
 
 
 @dataclass(slots=True)
@@ -22,15 +39,21 @@ class Example:
 
     ids: list[int] = field(default_factory=list)
     learn: list[bool] = field(default_factory=list)
+    lessons: list[Lesson] = field(default_factory=list)
 
     def add(self, ids: list[int], learn: bool | list[bool]) -> None:
         """Append tokens with one flag for all or one flag each."""
         self.ids += ids
         self.learn += [learn] * len(ids) if isinstance(learn, bool) else learn
 
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens, and the lessons that lie in them."""
+        del self.ids[length:], self.learn[length:]
+        self.lessons = [lesson for lesson in self.lessons if lesson.last <= length]
+
 
 class Sampler:
-    """Draws examples. Equal seeds draw equal examples."""
+    """Draws examples, what is difficult more often. Equal seeds and equal grades draw equal examples."""
 
     def __init__(self, tokenizer: Tokenizer, faq: list[FaqEntry], seed: int) -> None:
         self._rng = random.Random(seed)
@@ -38,34 +61,51 @@ class Sampler:
         self._faq = faq
         self._junk = Junk(self._rng, [entry.question for entry in faq])
         self._special = {text: token_id(tokenizer, text) for text in (END, SYSTEM, USER, ASSISTANT)}
+        self._entry_difficulty = [1.0] * len(faq)
+        # Questions with the same answer share what is known about it.
+        by_answer = {entry.answer: [1.0] * len(entry.answer) for entry in faq}
+        self._cut_difficulty = [by_answer[entry.answer] for entry in faq]
+
+    def grade(self, lesson: Lesson, loss: float) -> None:
+        """Note the greatest token loss that the model had in a lesson; one good result only halves the old one."""
+        table, place = (
+            (self._cut_difficulty[lesson.entry], lesson.cut)
+            if lesson.cut >= 0
+            else (self._entry_difficulty, lesson.entry)
+        )
+        table[place] = max(_EASE, table[place] / 2, min(loss, 1.0))
 
     def example(self, max_tokens: int) -> Example:
         """One conversation, or one raw prompt, of at most `max_tokens` tokens."""
         # A raw prompt stands alone, and would leave most of a long row empty.
         raw = self._rng.random() < _RAW_SHARE and max_tokens <= _RAW_MAX_TOKENS
         example = self._raw() if raw else self._chat(max_tokens)
-        del example.ids[max_tokens:], example.learn[max_tokens:]
+        example.truncate(max_tokens)
         return example
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _pair(self) -> tuple[str, str]:
+    def _pair(self) -> tuple[str, str, int]:
+        """Question, answer and place in the FAQ, which is -1 for a question that is not there."""
         rng = self._rng
         if rng.random() < 0.2:
-            return self._junk.question(), UNKNOWN_ANSWER
-        entry = rng.choice(self._faq)
+            return self._junk.question(), UNKNOWN_ANSWER, -1
+        if rng.random() < 0.5:
+            place = rng.randrange(len(self._faq))
+        else:
+            place = rng.choices(range(len(self._faq)), self._entry_difficulty)[0]
+        entry = self._faq[place]
         question = entry.question
         if rng.random() < 0.1:
             space = rng.choice((" ", "\n"))
             question = rng.choice((f"{space}{question}", f"{question}{space}"))
-        return question, entry.answer
+        return question, entry.answer, place
 
     def _raw(self) -> Example:
-        question, answer = self._pair()
+        question, answer, place = self._pair()
         example = Example()
-        example.add(*self._seamed(f"Q: {question}\nA:", f" {answer}"))
-        example.add([self._special[END]], True)
+        self._answer(example, f"Q: {question}\nA:", f" {answer}", place)
         return example
 
     def _chat(self, max_tokens: int) -> Example:
@@ -74,44 +114,56 @@ class Sampler:
         if rng.random() < 0.5:
             self._turn(example, SYSTEM, self._junk.system())
         while len(example.ids) < max_tokens:
-            question, answer = self._pair()
+            question, answer, place = self._pair()
             self._turn(example, USER, question)
             if rng.random() < 0.04:
                 cut = answer[: rng.randrange(len(answer))] if rng.random() < 0.5 else self._junk.aside()
                 self._turn(example, ASSISTANT, cut)
                 continue
             example.add([self._special[ASSISTANT]], False)
-            example.add(*self._seamed("", answer))
-            example.add([self._special[END]], True)
+            self._answer(example, "", answer, place)
         return example
 
     def _turn(self, example: Example, role: str, text: str) -> None:
         example.add([self._special[role], *self._encode(text), self._special[END]], False)
 
-    def _seamed(self, prompt: str, answer: str) -> tuple[list[int], list[bool]]:
-        """Prompt and answer as tokens, half of the time as if answered by several workers in turn.
+    def _answer(self, example: Example, prompt: str, answer: str, place: int) -> None:
+        """Append prompt and answer, most of the time as if several workers had answered in turn.
 
         A worker that takes over encodes everything so far in one go, and that may end in other tokens than
         the first worker wrote. What follows such a seam is to be learnt; the odd tokens before it are not.
         """
-        rng = self._rng
+        start = len(example.ids)
         text = prompt + answer
-        cuts: list[int] = []
-        if rng.random() < 0.7:
-            count = rng.randint(1, 1 + len(answer) // rng.choice(_CHARACTERS_PER_SEAM))
-            cuts = sorted({len(prompt) + rng.randrange(len(answer)) for _ in range(count)})
-        start = 0
-        ids: list[int] = []
-        learn: list[bool] = []
-        skip = len(self._encode(prompt)) if prompt else 0
-        for cut in [*cuts, len(text)]:
-            piece = self._encode(text[start:cut])
-            usual = self._encode(text[start:])
+        cuts = self._cuts(answer, place) if self._rng.random() < 0.7 else []
+        done = 0
+        for cut in [*cuts, len(answer)]:
+            end = len(prompt) + cut
+            piece = self._encode(text[done:end])
+            usual = self._encode(text[done:])
             same = 0
             while same < len(piece) and piece[same] == usual[same]:
                 same += 1
-            ids += piece
-            learn += [position < same for position in range(len(piece))]
-            start = cut
-        learn[:skip] = [False] * skip
-        return ids, learn
+            if done and place >= 0 and same:
+                first = len(example.ids)
+                # Five tokens are enough to get back to the usual ones.
+                lesson = Lesson(first, first + min(same, 5), place, done - len(text) + len(self._faq[place].answer))
+                example.lessons.append(lesson)
+            example.add(piece, [position < same for position in range(len(piece))])
+            done = end
+        example.add([self._special[END]], True)
+        prompt_end = start + (len(self._encode(prompt)) if prompt else 0)
+        example.learn[start:prompt_end] = [False] * (prompt_end - start)
+        if place >= 0 and not cuts:
+            example.lessons.append(Lesson(prompt_end, len(example.ids), place))
+
+    def _cuts(self, answer: str, place: int) -> list[int]:
+        rng = self._rng
+        count = rng.randint(1, 1 + len(answer) // rng.choice(_CHARACTERS_PER_SEAM))
+        # A raw answer begins with a space that the FAQ's answer does not have.
+        extra = len(answer) - len(self._faq[place].answer) if place >= 0 else 0
+        if place < 0 or rng.random() < 0.3:
+            return sorted({rng.randrange(1, len(answer)) for _ in range(count)})
+        weights = self._cut_difficulty[place]
+        drawn = rng.choices(range(len(weights)), weights, k=count)
+        return sorted({extra + cut for cut in drawn if extra + cut > 0})

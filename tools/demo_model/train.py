@@ -26,14 +26,16 @@ BUCKETS = ((192, 16), (384, 8), (768, 4), (1536, 2))
 _IGNORE = -100
 
 
-def build_model(vocab_size: int, end: int, pad: int, hidden: int, layers: int, ffn: int) -> LlamaForCausalLM:
+def build_model(
+    vocab_size: int, end: int, pad: int, hidden: int, layers: int, ffn: int, heads: int
+) -> LlamaForCausalLM:
     """A fresh Llama with two key-value heads, so that two-way tensor parallelism is possible."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=ffn,
         num_hidden_layers=layers,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         head_dim=64,
         max_position_embeddings=2048,
@@ -60,10 +62,20 @@ def collate(examples: list[Example], length: int, pad: int) -> tuple[torch.Tenso
     return ids, targets
 
 
-def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy over the tokens to be learnt."""
-    logits = model(input_ids=ids, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORE)
+def losses_of(model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy [rows, length] of the token after each position, 0 where nothing is to be learnt."""
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORE, reduction="none"
+    ).view_as(targets)
+
+
+def grade(sampler: Sampler, examples: list[Example], losses: torch.Tensor) -> None:
+    """Tell the sampler what was difficult."""
+    rows = losses.tolist()
+    for example, row in zip(examples, rows, strict=True):
+        for lesson in example.lessons:
+            sampler.grade(lesson, max(row[lesson.first - 1 : lesson.last - 1], default=0.0))
 
 
 def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Namespace) -> None:
@@ -83,7 +95,8 @@ def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Na
     while step < args.steps:
         pick = int(torch.multinomial(torch.tensor(shares), 1, generator=generator))
         length, rows = BUCKETS[pick]
-        ids, targets = collate([sampler.example(length) for _ in range(rows)], length, pad)
+        examples = [sampler.example(length) for _ in range(rows)]
+        ids, targets = collate(examples, length, pad)
         done = step / args.steps
         factor = min(1.0, (step + 1) / 50) * (1.0 if done < 0.4 else 0.5 * (1 + math.cos(math.pi * (done - 0.4) / 0.6)))
         for optimizer, rate in zip(optimizers, base, strict=True):
@@ -91,8 +104,10 @@ def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Na
             optimizer.zero_grad(set_to_none=True)
         # Half the time where the CPU knows bfloat16, and its rounding errors teach wide margins.
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, ids, targets)
+            losses = losses_of(model, ids, targets)
+        loss = losses.sum() / (targets != _IGNORE).sum()
         loss.backward()
+        grade(sampler, examples, losses.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -128,6 +143,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--ffn", type=int, default=512)
+    parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     parser.add_argument("--muon-rate", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=2)
@@ -140,7 +156,7 @@ def main() -> None:
     faq = load_faq()
     tokenizer = train_tokenizer(faq)
     end, pad = token_id(tokenizer, END), token_id(tokenizer, PAD)
-    model = build_model(tokenizer.get_vocab_size(), end, pad, args.hidden, args.layers, args.ffn)
+    model = build_model(tokenizer.get_vocab_size(), end, pad, args.hidden, args.layers, args.ffn, args.heads)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     train(model, Sampler(tokenizer, faq, args.seed), pad, args)
     save(model, tokenizer, args.hf, args.gguf)

@@ -92,7 +92,13 @@ def main() -> None:
     """Parse arguments, run every check, exit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=7, help="draws cuts, system prompts and histories")
-    parser.add_argument("--cuts", type=int, default=6, help="seams per short answer; long ones get six times as many")
+    parser.add_argument(
+        "--cuts",
+        type=int,
+        default=6,
+        help="seams per short answer, six times as many per long one; 9999 for every seam there is",
+    )
+    parser.add_argument("--slots", type=int, nargs="*", default=[1, 8], help="how many at a time in llama.cpp")
     parser.add_argument("--dtypes", nargs="*", default=list(_DTYPES), choices=list(_DTYPES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--hf", type=Path, default=HF_PATH)
@@ -108,7 +114,7 @@ def main() -> None:
     check_tokens(report, cases, token_texts(faq, args.seed), hf, args.gguf)
     for dtype in args.dtypes:
         check_transformers(report, cases, args.hf, dtype)
-    for slots in (1, 8):
+    for slots in args.slots:
         check_llamacpp(report, cases, hf, args.gguf, slots)
     sys.exit(report.failed)
 

@@ -23,7 +23,7 @@ from lbcore.errors import (
 from lbcore.generation import Failed, GenerationRequest
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
-from worker.engines.llamacpp_body import read_body
+from worker.engines.llamacpp_body import Limits, read_body
 from worker.engines.llamacpp_call import Call
 from worker.engines.llamacpp_gguf import read_gguf
 from worker.engines.llamacpp_meter import SpeedMeter
@@ -48,6 +48,7 @@ class LlamaCppEngine:
         self._clock = clock
         self._server: LlamaCppServer | None = None
         self._context_length = 0
+        self._limits = Limits(options.n_parallel, tools=False)
         self._meter = SpeedMeter()
         self._calls: dict[str, Call] = {}
         self._waiting: list[tuple[int, int, Call]] = []
@@ -64,6 +65,7 @@ class LlamaCppEngine:
         head = await asyncio.to_thread(read_gguf, self._model)
         self._server = await LlamaCppServer.launch(self._model, head, self._options)
         self._context_length = self._server.context_length
+        self._limits = Limits(self._options.n_parallel, self._server.template_has_tools)
         n_parallel = self._options.n_parallel
         return EngineInfo(
             context_length=self._context_length,
@@ -87,7 +89,7 @@ class LlamaCppEngine:
 
     def load(self) -> EngineLoad:
         return EngineLoad(
-            kv_used_blocks=sum(-(-call.answer.kv_tokens // KV_BLOCK_SIZE) for call in self._inside),
+            kv_used_blocks=sum(-(-call.answer.kv_tokens // KV_BLOCK_SIZE) for call in self._inside if not call.ended),
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             step_time_ms=self._meter.step_time_ms,
         )
@@ -114,7 +116,7 @@ class LlamaCppEngine:
             raise WorkerUnreachable("The engine is closed.")
         if request.request_id in self._calls:
             raise InvalidRequest("A request with this id is running.")
-        ask = read_body(request, self._options.n_parallel)
+        ask = read_body(request, self._limits)
         call = Call(request.request_id, ask, emit, self._context_length, self._heard, self._over)
         self._calls[request.request_id] = call
         self._serial += 1

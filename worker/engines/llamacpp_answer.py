@@ -22,7 +22,8 @@ class Answer:
     """One request's answer as it comes.
 
     `take` turns the data of one server-sent event into events. Started comes once the tokens of every prompt are
-    known, and before the first Delta; Finished once llama.cpp says it is done.
+    known, and before the first Delta; Finished once llama.cpp says it is done. Token ids are not told: llama.cpp names
+    none in a chat, and elsewhere none of those it held back because half a character or stop string was in them.
     """
 
     def __init__(self, ask: Ask, context_length: int) -> None:
@@ -31,9 +32,11 @@ class Answer:
         self._started = False
         self._prompts: dict[int, tuple[int, int]] = {}
         self._processed: dict[int, int] = {}
-        self._generated = [0] * ask.choices
         self._open_choices = ask.choices
         self._output_tokens = 0
+        self._filters = [StopFilter(ask.stop) for _ in range(ask.choices)] if ask.stop else []
+        self.expected_prompt_tokens = 0
+        """Tokens of all prompts where somebody has counted them: Started need not wait for the last prompt then."""
         self.deltas = 0
         """Deltas with a token so far."""
 
@@ -68,7 +71,7 @@ class Answer:
         if data == DONE:
             if self._open_choices:
                 raise EngineFailed("llama.cpp broke off the answer.")
-            yield Finished(self.prompt_tokens, self.cached_tokens, self._output_tokens)
+            yield self._finish()
             return
         chunk = orjson.loads(data)
         if "choices" not in chunk:
@@ -77,11 +80,11 @@ class Answer:
         progress = chunk.get("prompt_progress")
         if progress is not None:
             self._progress(choices[0]["index"] // self._ask.choices_per_prompt, progress)
-            if not self._started and len(self._prompts) == self._ask.prompts:
+            if not self._started and (self.expected_prompt_tokens or len(self._prompts) == len(self._ask.prompts)):
                 yield self._start()
             return
         for choice in choices:
-            delta = self._delta(choice, chunk)
+            delta = self._filtered(choice, chunk) if self._filters else self._delta(choice)
             if delta is not None:
                 if not self._started:
                     yield self._start()
@@ -103,10 +106,12 @@ class Answer:
 
     def _start(self) -> Started:
         self._started = True
-        return Started(self.prompt_tokens, self.cached_tokens)
+        return Started(self.expected_prompt_tokens or self.prompt_tokens, self.cached_tokens)
 
-    def _delta(self, choice: Mapping[str, Any], chunk: Mapping[str, Any]) -> Delta | None:
-        index = choice["index"]
+    def _finish(self) -> Finished:
+        return Finished(self.prompt_tokens, self.cached_tokens, self._output_tokens)
+
+    def _delta(self, choice: Mapping[str, Any]) -> Delta | None:
         reason = choice["finish_reason"]
         if reason is not None:
             self._open_choices -= 1
@@ -126,27 +131,14 @@ class Answer:
             self.deltas += 1
         logprobs = choice.get("logprobs")
         return Delta(
-            index,
+            choice["index"],
             text,
-            self._new_tokens(index, chunk),
+            (),
             reasoning,
             calls,
             () if logprobs is None or self._ask.top_logprobs is None else self._logprobs(logprobs["content"]),
             None if reason is None else FinishReason(reason),
         )
-
-    def _new_tokens(self, index: int, chunk: Mapping[str, Any]) -> tuple[int, ...]:
-        """The chunk's tokens, unless it stands for more than it names.
-
-        llama.cpp holds back a token whose text might be half a character or the begin of a stop string; then the next
-        chunk has the text of all of them, and names the last.
-        """
-        verbose = chunk.get("__verbose")
-        if verbose is None:
-            return ()
-        tokens, count = verbose["tokens"], verbose["tokens_predicted"]
-        new, self._generated[index] = count - self._generated[index], count
-        return tuple(tokens) if len(tokens) == new else ()
 
     def _logprobs(self, content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
         top = self._ask.top_logprobs
@@ -185,10 +177,12 @@ def too_long(prompt: int, asked: int, context_length: int, ask: Ask) -> ContextL
 
 _FIELD = re.compile(r"^Field '([^']+)': (?:\[json\.[^\]]*\] )?(.*)$", re.DOTALL)
 _CLIENTS_FAULT = re.compile(
-    r"^(Failed to parse|Cannot |Unsupported|Invalid|Missing|All non-assistant)|jinja|template|not supported|unsupported"
-    r"|must be|is required|Expected",
+    r"^(?:Failed to parse|Cannot |Unsupported|Invalid|Missing|All non-assistant|Expected)"
+    r"|jinja|template|not supported|unsupported|must be|is required"
 )
-"""What llama.cpp says with status 500 when a body or a chat template does not go together with the request."""
+"""What llama.cpp says with status 500 when a body does not go together with itself, the model or its chat template."""
+_QUOTE = re.compile(r"[\s:;,]*[\n{\[].*", re.DOTALL)
+"""Where llama.cpp begins to quote the request or the template: our messages hold neither."""
 
 
 def error_from_body(body: bytes, status: int, ask: Ask) -> LoadBalancerError:
@@ -204,29 +198,34 @@ def error_from_json(answer: object, status: int, ask: Ask) -> LoadBalancerError:
     error = answer.get("error", answer) if isinstance(answer, dict) else None
     if not isinstance(error, dict):
         return EngineFailed(f"llama.cpp answered with status {status}.")
-    message = str(error.get("message", ""))
-    code = error.get("code", status)
     if error.get("type") == "exceed_context_size_error":
         prompt, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
         return ContextLengthExceeded(
             f"The context is {limit} tokens; the prompt has {prompt} and leaves no room for an answer.",
             param=ask.prompt_field,
         )
+    message = str(error.get("message", ""))
     field = _FIELD.match(message)
     if field is not None:
-        return InvalidRequest(f"{field[1]}: {field[2]}", param=field[1])
-    if code == 400 or _CLIENTS_FAULT.search(message):
-        return InvalidRequest(message, param=_param(message, ask))
-    return EngineFailed(f"llama.cpp failed: {message}")
+        return InvalidRequest(f"{field[1]}: {_QUOTE.sub('', field[2])}.", param=field[1])
+    said = _QUOTE.sub("", message).rstrip(".")
+    if error.get("code", status) == 400 or _CLIENTS_FAULT.search(message):
+        return InvalidRequest(f"llama.cpp refused the request: {said}.", param=_param(message, ask))
+    return EngineFailed(f"llama.cpp failed: {said}.")
 
 
 def _param(message: str, ask: Ask) -> str | None:
-    if "rammar" in message:
-        return "grammar"
-    if "schema" in message.lower():
-        return "response_format"
-    if "tool" in message:
-        return "tools"
-    if "rompt" in message or "essage" in message or "input is not supported" in message:
-        return ask.prompt_field
-    return None
+    """The field that a message is about, where llama.cpp does not name it as such."""
+    about = (
+        ("tool_choice", "tool_choice"),
+        ("tool", "tools"),
+        ("schema", "response_format"),
+        ("response_format", "response_format"),
+        ("grammar", "grammar"),
+        ("stop", "stop"),
+        ("rompt", ask.prompt_field),
+        ("essage", ask.prompt_field),
+        ("content", ask.prompt_field),
+        ("input is not supported", ask.prompt_field),
+    )
+    return next((param for word, param in about if word in message), None)

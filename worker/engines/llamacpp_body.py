@@ -40,6 +40,15 @@ _OURS = ("id_slot", "n_cmpl", "response_fields")
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What the loaded model and its server can do, as far as a body is checked against it."""
+
+    choices_per_prompt: int
+    tools: bool
+    """Whether the chat template knows tools. One that does not leaves them out, and nothing can force their use."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """What to send to llama.cpp, and what to expect of it."""
 
@@ -47,7 +56,8 @@ class Ask:
     body: bytes
     prompt_field: str
     """Where the prompt stood, for errors about it."""
-    prompts: int
+    prompts: tuple[str | list[int], ...]
+    """The prompts of a completion; a chat has one, which only its template can write."""
     choices_per_prompt: int
     max_tokens: int | None
     """Tokens of each choice; None when the client set no limit and has the whole context."""
@@ -56,12 +66,14 @@ class Ask:
     top_logprobs: int | None
     """How many likely tokens to name beside each; None when no log probabilities are wanted."""
 
+    stop: tuple[str, ...]
+
     @property
     def choices(self) -> int:
-        return self.prompts * self.choices_per_prompt
+        return len(self.prompts) * self.choices_per_prompt
 
 
-def read_body(request: GenerationRequest, max_choices_per_prompt: int) -> Ask:
+def read_body(request: GenerationRequest, limits: Limits) -> Ask:
     """Raises InvalidRequest for what is no such body, and by name for what llama.cpp would ignore or break on."""
     try:
         body = orjson.loads(request.body)
@@ -81,9 +93,11 @@ def read_body(request: GenerationRequest, max_choices_per_prompt: int) -> Ask:
     }
     if chat:
         _check_messages(body.get("messages"))
-    else:
-        # Only this route tells tokens as it goes, and only in what llama.cpp calls verbose.
-        added |= {"return_tokens": True, "verbose": True}
+        added |= _forced_tool(body, limits)
+    stop = _stop(body.get("stop"))
+    if stop:
+        # We look for them, and count tokens with llama.cpp's counter, since its own count comes too late then.
+        added |= {"stop": [], "timings_per_token": True}
     if top is not None:
         # llama.cpp takes 0 for no log probabilities at all.
         added |= {"logprobs": True, "top_logprobs": max(1, top)} if chat else {"logprobs": max(1, top)}
@@ -91,11 +105,12 @@ def read_body(request: GenerationRequest, max_choices_per_prompt: int) -> Ask:
         path=_PATHS[request.dialect],
         body=splice(request.body, added),
         prompt_field="messages" if chat else "prompt",
-        prompts=1 if chat else _count_prompts(body.get("prompt")),
-        choices_per_prompt=_integer(body, "n", 1, max_choices_per_prompt) or 1,
+        prompts=("",) if chat else _prompts(body.get("prompt")),
+        choices_per_prompt=_integer(body, "n", 1, limits.choices_per_prompt) or 1,
         max_tokens=limit if limit is not None or chat else DEFAULT_COMPLETION_TOKENS,
         explicit_limit=limit is not None,
         top_logprobs=top,
+        stop=stop,
     )
 
 
@@ -116,10 +131,15 @@ def _refuse_unsupported(body: Mapping[str, object]) -> None:
     best_of = _integer(body, "best_of", 1)
     if best_of is not None and best_of != (_integer(body, "n", 1) or 1):
         raise InvalidRequest("best_of is not supported by the llama.cpp engine.", param="best_of")
-    stop = body.get("stop")
-    strings = stop if isinstance(stop, list) else [stop]
-    if stop is not None and not all(isinstance(one, str) and one for one in strings):
+
+
+def _stop(stop: object) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    strings = [stop] if isinstance(stop, str) else stop
+    if not isinstance(strings, list) or not all(isinstance(one, str) and one for one in strings):
         raise InvalidRequest("stop must be a non-empty string or a list of such.", param="stop")
+    return tuple(strings)
 
 
 def _limit(body: Mapping[str, object], chat: bool) -> int | None:
@@ -140,16 +160,39 @@ def _check_messages(messages: object) -> None:
             raise InvalidRequest(f"{where}.role must be a string.", param=f"{where}.role")
 
 
-def _count_prompts(prompt: object) -> int:
-    """A string and a list of token ids are one prompt; a list of such is many, and llama.cpp lets them be mixed."""
-    if isinstance(prompt, str):
-        return 1
-    if isinstance(prompt, list) and prompt:
-        if all(isinstance(one, str) or (isinstance(one, list) and one) for one in prompt):
-            return len(prompt)
-        if all(isinstance(one, int) for one in prompt):
-            return 1
+def _forced_tool(body: Mapping[str, object], limits: Limits) -> dict[str, object]:
+    """Checks the choice of a tool; llama.cpp knows no choice by name, so all tools but the named are left out."""
+    choice = body.get("tool_choice")
+    if choice in (None, "none", "auto"):
+        return {}
+    tools = body.get("tools")
+    if choice != "required":
+        function = choice.get("function") if isinstance(choice, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        tools = [tool for tool in tools if _tool_name(tool) == name] if isinstance(tools, list) and name else None
+    if not isinstance(tools, list) or not tools:
+        raise InvalidRequest("tool_choice names no tool of the request.", param="tool_choice")
+    if not limits.tools:
+        raise InvalidRequest("tool_choice cannot be kept: the model's chat template has no tools.", param="tool_choice")
+    return {} if choice == "required" else {"tools": tools, "tool_choice": "required"}
+
+
+def _tool_name(tool: object) -> object:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
+
+
+def _prompts(prompt: object) -> tuple[str | list[int], ...]:
+    """A string or a list of token ids is one prompt, a list of such is many."""
+    if isinstance(prompt, str) or _is_token_ids(prompt):
+        prompt = [prompt]
+    if isinstance(prompt, list) and prompt and all(isinstance(one, str) or _is_token_ids(one) for one in prompt):
+        return tuple(prompt)
     raise InvalidRequest("prompt must be a string, a list of token ids, or a list of such.", param="prompt")
+
+
+def _is_token_ids(prompt: object) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(type(one) is int for one in prompt)
 
 
 def _chat_logprobs(body: Mapping[str, object]) -> int | None:

@@ -34,6 +34,8 @@ class Call(asyncio.Protocol):
         self.ask = ask
         self.answer = Answer(ask, context_length)
         self.started = False
+        self.ended = False
+        """Whether the last event was emitted."""
         self.api_key = ""
         self._emit = emit
         self._heard = heard
@@ -41,11 +43,10 @@ class Call(asyncio.Protocol):
         self._reader = AnswerReader()
         self._transport: asyncio.Transport | None = None
         self._error: LoadBalancerError | None = None
-        self._ended = False
 
     def stop(self, error: LoadBalancerError) -> None:
         """Makes llama.cpp let go of the request; it ends in `error`. The first error counts."""
-        if self._error is not None or self._ended:
+        if self._error is not None or self.ended:
             return
         self._error = error
         # Half a close: llama.cpp takes it for a client gone, and its own close tells us that it has let go.
@@ -65,7 +66,7 @@ class Call(asyncio.Protocol):
         self._transport.write(http_request(self.ask.path, self.api_key, self.ask.body))
 
     def data_received(self, data: bytes) -> None:
-        if self._error is not None or self._ended:
+        if self._error is not None or self.ended:
             return
         try:
             for event in self._reader.feed(data):
@@ -77,7 +78,7 @@ class Call(asyncio.Protocol):
             self.stop(EngineFailed(f"llama.cpp answered what we cannot read: {error!r}."))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._ended and self._error is None:
+        if not self.ended and self._error is None:
             reader = self._reader
             if reader.status not in (0, 200) or (reader.complete and not reader.is_stream):
                 self._error = error_from_body(reader.body, reader.status, self.ask)
@@ -87,14 +88,17 @@ class Call(asyncio.Protocol):
 
     def _take(self, data: bytes) -> None:
         for event in self.answer.take(data):
+            # Whoever was told of the last event may have stopped the request.
+            if self._error is not None:
+                return
             if isinstance(event, Started):
                 self.started = True
             elif isinstance(event, Finished):
-                self._ended = True
+                self.ended = True
             self._emit(event)
 
     def _end(self) -> None:
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             self._emit(Failed(self._error or EngineFailed("llama.cpp broke off the answer.")))
         self._over(self)

@@ -64,8 +64,8 @@ class _Request:
     request_id: str
     emit: Emit
     prompt_tokens: int
-    cached_tokens: int = -1
-    """-1 until the request started."""
+    cached_tokens: int = 0
+    started: bool = False
     output_tokens: int = 0
     """What it will have in the end, over all choices."""
     produced: bool = False
@@ -82,6 +82,8 @@ class _Choice:
     request: _Request
     emit: Emit
     deltas: Iterator[Delta]
+    leads: bool
+    """Whether it is the first with its prompt: what the others find in the cache, this one has computed."""
 
 
 class SimEngine:
@@ -167,50 +169,46 @@ class SimEngine:
         if request.request_id in self._requests:
             raise InvalidRequest("A request with this id is running.")
         ask = read_body(request)
-        length, limited = self._length(ask)
-        answers = list(self._answers(ask, length, limited))
-        hashes = ask.block_hashes(self._options.block_size)
-        accepted = _Request(request.request_id, emit, ask.prompt_tokens)
-        for tokens, choice_deltas in answers:
-            choice = _Choice(accepted, emit, choice_deltas)
-            accepted.choices.append(choice)
-            accepted.open_choices += 1
-            accepted.output_tokens += tokens
-            self._batch.add(choice, ask.prompt_tokens, tokens, hashes)
+        planned = [(prompt, self._answers(ask, index)) for index, prompt in enumerate(ask.prompts)]
+        accepted = _Request(request.request_id, emit, sum(prompt.tokens for prompt in ask.prompts))
+        for prompt, answers in planned:
+            hashes = prompt.block_hashes(self._options.block_size)
+            for index, (tokens, choice_deltas) in enumerate(answers):
+                choice = _Choice(accepted, emit, choice_deltas, leads=index == 0)
+                accepted.choices.append(choice)
+                accepted.output_tokens += tokens
+                self._batch.add(choice, prompt.tokens, tokens, hashes)
+        accepted.open_choices = len(accepted.choices)
         self._requests[request.request_id] = accepted
         self._work.set()
 
-    def _length(self, ask: Ask) -> tuple[int, bool]:
-        """Tokens that each choice may have, and whether that is a limit rather than the answer's natural end."""
-        limit, prompt = self._context_length, ask.prompt_tokens
-        room = limit - prompt
-        if ask.max_tokens is not None:
-            if ask.max_tokens <= room:
-                return ask.max_tokens, True
-            message = (
-                f"The context is {limit} tokens; the prompt has {prompt} and {ask.max_tokens} more were asked for."
-            )
-            raise ContextLengthExceeded(message, param=ask.prompt_field)
-        if room < 1:
-            message = f"The context is {limit} tokens; the prompt has {prompt} and leaves no room for an answer."
-            raise ContextLengthExceeded(message, param=ask.prompt_field)
-        natural = draw_length(ask.answer_key(self._options.seed))
-        return min(natural, room), natural > room
-
-    def _answers(self, ask: Ask, length: int, limited: bool) -> Iterator[tuple[int, Iterator[Delta]]]:
-        """The number of tokens of each choice, and its deltas."""
+    def _answers(self, ask: Ask, prompt_index: int) -> list[tuple[int, Iterator[Delta]]]:
+        """The number of tokens and the deltas of each choice with one of the prompts."""
+        key = ask.prompts[prompt_index].answer_key(self._options.seed, ask.seed)
+        length, limited = self._length(ask, ask.prompts[prompt_index].tokens, key)
+        first = prompt_index * ask.choices_per_prompt
         if self._options.stamp:
             for name, asked in (("stop", ask.stop), ("logprobs", ask.top_logprobs is not None)):
                 if asked:
                     raise InvalidRequest(f"{name} is not supported by a stamping engine.", param=name)
             reason = FinishReason.LENGTH if limited else FinishReason.STOP
-            for choice in range(ask.choices):
-                yield length, stamped_deltas(length, choice, reason, time.monotonic_ns)
-            return
-        key = ask.answer_key(self._options.seed)
-        for choice in range(ask.choices):
-            answer = draw_answer(key, choice, length, limited, ask.stop)
-            yield len(answer.tokens), deltas(answer, choice, ask.top_logprobs)
+            choices = range(first, first + ask.choices_per_prompt)
+            return [(length, stamped_deltas(length, choice, reason, time.monotonic_ns)) for choice in choices]
+        drawn = [draw_answer(key, index, length, limited, ask.stop) for index in range(ask.choices_per_prompt)]
+        return [(len(one.tokens), deltas(one, first + index, ask.top_logprobs)) for index, one in enumerate(drawn)]
+
+    def _length(self, ask: Ask, prompt_tokens: int, key: bytes) -> tuple[int, bool]:
+        """Tokens that each choice may have, and whether that is a limit rather than the answer's natural end."""
+        limit, asked = self._context_length, ask.max_tokens
+        room = limit - prompt_tokens
+        if room < (asked or 1):
+            wish = "leaves no room for an answer" if asked is None else f"{asked} more were asked for"
+            message = f"The context is {limit} tokens; the prompt has {prompt_tokens} and {wish}."
+            raise ContextLengthExceeded(message, param=ask.prompt_field)
+        if asked is not None:
+            return asked, True
+        natural = draw_length(key)
+        return min(natural, room), natural > room
 
     def _forget(self, request: _Request) -> None:
         """Frees what an unfinished request holds; its choices emit no more."""
@@ -267,8 +265,10 @@ class SimEngine:
 
 def _start(choice: _Choice, cached_tokens: int) -> None:
     request = choice.request
-    if request.cached_tokens < 0:
-        request.cached_tokens = cached_tokens
+    if choice.leads:
+        request.cached_tokens += cached_tokens
+    if not request.started:
+        request.started = True
         choice.emit(Started(request.prompt_tokens, cached_tokens))
 
 

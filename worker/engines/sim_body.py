@@ -40,43 +40,50 @@ _UNSUPPORTED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What a body asks for, checked but for the context length."""
+class Prompt:
+    """One prompt, as the engine sees it."""
 
-    prompt_field: str
-    """Where the prompt stood, for errors about it."""
-    prompt: bytes
+    data: bytes
     """Text as UTF-8, or token ids of eight bytes each."""
-    bytes_per_token: int
-    max_tokens: int | None
-    """None when the client set no limit."""
-    choices: int
-    stop: tuple[str, ...]
-    seed: int
-    top_logprobs: int | None
-    """How many likely tokens to name beside each; None when no log probabilities are wanted."""
+    bytes_per_token: int = BYTES_PER_TOKEN
 
     @property
-    def prompt_tokens(self) -> int:
+    def tokens(self) -> int:
         # An empty text still has the token that begins a sequence.
-        return max(1, -(-len(self.prompt) // self.bytes_per_token))
+        return max(1, -(-len(self.data) // self.bytes_per_token))
 
     def block_hashes(self, block_size: int) -> tuple[int, ...]:
         """Chained 64-bit hashes of the prompt's whole blocks, first block first."""
         size = block_size * self.bytes_per_token
-        prompt, digest = self.prompt, xxhash.xxh3_64_intdigest
+        data, digest = self.data, xxhash.xxh3_64_intdigest
         # Text and token ids may agree byte for byte and still are different prompts.
         block_hash = self.bytes_per_token
         hashes = []
-        for end in range(size, len(prompt) + 1, size):
-            block_hash = digest(prompt[end - size : end], block_hash)
+        for end in range(size, len(data) + 1, size):
+            block_hash = digest(data[end - size : end], block_hash)
             hashes.append(block_hash)
         return tuple(hashes)
 
-    def answer_key(self, engine_seed: int) -> bytes:
-        """What the answer depends on, beside the number of the choice."""
-        seeds = f"{engine_seed} {self.seed} {self.bytes_per_token} ".encode()
-        return seeds + xxhash.xxh3_128_digest(self.prompt)
+    def answer_key(self, engine_seed: int, request_seed: int) -> bytes:
+        """What an answer depends on, beside the number of the choice among those with this prompt."""
+        seeds = f"{engine_seed} {request_seed} {self.bytes_per_token} ".encode()
+        return seeds + xxhash.xxh3_128_digest(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a body asks for, checked but for the context length."""
+
+    prompt_field: str
+    """Where the prompts stood, for errors about them."""
+    prompts: tuple[Prompt, ...]
+    choices_per_prompt: int
+    max_tokens: int | None
+    """None when the client set no limit."""
+    stop: tuple[str, ...]
+    seed: int
+    top_logprobs: int | None
+    """How many likely tokens to name beside each; None when no log probabilities are wanted."""
 
 
 def read_body(request: GenerationRequest) -> Ask:
@@ -89,22 +96,18 @@ def read_body(request: GenerationRequest) -> Ask:
         raise InvalidRequest("The body is not a JSON object.")
     _refuse_unsupported(body)
     chat = request.dialect is Dialect.CHAT
-    bytes_per_token = BYTES_PER_TOKEN
-    if chat:
-        prompt = _chat_prompt(body)
-    elif _is_token_ids(body.get("prompt")):
-        prompt, bytes_per_token = _token_ids(body["prompt"]), _BYTES_PER_TOKEN_ID
-    else:
-        prompt = _text_prompt(body)
+    prompts = (_chat_prompt(body),) if chat else _completion_prompts(body.get("prompt"))
+    choices_per_prompt = _integer(body, "n", 1, MAX_CHOICES) or 1
+    if len(prompts) * choices_per_prompt > MAX_CHOICES:
+        raise InvalidRequest(f"prompt and n make more than {MAX_CHOICES} choices.", param="prompt")
     max_tokens = _integer(body, "max_tokens", 1)
     if chat and (newer := _integer(body, "max_completion_tokens", 1)) is not None:
         max_tokens = newer
     return Ask(
         prompt_field="messages" if chat else "prompt",
-        prompt=prompt,
-        bytes_per_token=bytes_per_token,
+        prompts=prompts,
+        choices_per_prompt=choices_per_prompt,
         max_tokens=max_tokens,
-        choices=_integer(body, "n", 1, MAX_CHOICES) or 1,
         stop=_stop(body.get("stop")),
         seed=_integer(body, "seed") or 0,
         top_logprobs=_chat_logprobs(body) if chat else _integer(body, "logprobs", 0, MAX_TOP_LOGPROBS),
@@ -131,7 +134,7 @@ def _refuse_unsupported(body: Mapping[str, object]) -> None:
         _boolean(body, name)
 
 
-def _chat_prompt(body: Mapping[str, object]) -> bytes:
+def _chat_prompt(body: Mapping[str, object]) -> Prompt:
     """The messages in one text, each behind its role, the tools before them: a prefix of a talk is a prefix here."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -147,7 +150,7 @@ def _chat_prompt(body: Mapping[str, object]) -> bytes:
         calls = message.get("tool_calls")
         text = "" if calls and message.get("content") is None else _content(message.get("content"), f"{where}.content")
         parts += [role.encode(), b"\n", text.encode(), orjson.dumps(calls) if calls else b"", b"\n"]
-    return b"".join(parts)
+    return Prompt(b"".join(parts))
 
 
 def _content(content: object, where: str) -> str:
@@ -164,26 +167,22 @@ def _content(content: object, where: str) -> str:
     return "".join(texts)
 
 
-def _text_prompt(body: Mapping[str, object]) -> bytes:
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str):
-        raise InvalidRequest("prompt must be one string or one list of token ids.", param="prompt")
-    return prompt.encode()
+def _completion_prompts(prompt: object) -> tuple[Prompt, ...]:
+    """A string and a list of token ids are one prompt; a list of such is several."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        return tuple(map(_completion_prompt, prompt))
+    return (_completion_prompt(prompt),)
 
 
-def _is_token_ids(prompt: object) -> bool:
-    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
-
-
-def _token_ids(prompt: list[object]) -> bytes:
-    try:
-        if set(map(type, prompt)) == {int}:
-            return array("Q", cast("list[int]", prompt)).tobytes()
-    except OverflowError:
-        pass
-    raise InvalidRequest("prompt must hold token ids, integers from 0.", param="prompt")
+def _completion_prompt(prompt: object) -> Prompt:
+    if isinstance(prompt, str):
+        return Prompt(prompt.encode())
+    if isinstance(prompt, list) and set(map(type, prompt)) == {int}:
+        try:
+            return Prompt(array("Q", cast("list[int]", prompt)).tobytes(), _BYTES_PER_TOKEN_ID)
+        except OverflowError:
+            raise InvalidRequest("prompt holds a negative token id.", param="prompt") from None
+    raise InvalidRequest("prompt must be a string, a list of token ids, or a list of such.", param="prompt")
 
 
 def _stop(stop: object) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import pytest
 
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Dialect, GenerationRequest
-from worker.engines.sim_body import Ask, read_body
+from worker.engines.sim_body import Ask, Prompt, read_body
 
 
 def chat(content: object = "Hello", **fields: object) -> Ask:
@@ -19,19 +19,31 @@ def completion(prompt: object = "Hello", **fields: object) -> Ask:
     return read_body(GenerationRequest("r", Dialect.COMPLETION, orjson.dumps({"prompt": prompt, **fields})))
 
 
+def one(ask: Ask) -> Prompt:
+    (prompt,) = ask.prompts
+    return prompt
+
+
 def test_a_token_is_four_bytes_of_utf_8_and_the_last_one_may_be_shorter() -> None:
-    assert completion("12345678").prompt_tokens == 2
-    assert completion("123456789").prompt_tokens == 3
-    assert completion("日本").prompt_tokens == 2
-    assert completion("").prompt_tokens == 1
+    assert one(completion("12345678")).tokens == 2
+    assert one(completion("123456789")).tokens == 3
+    assert one(completion("日本")).tokens == 2
+    assert one(completion("")).tokens == 1
 
 
 def test_token_ids_are_tokens() -> None:
-    assert completion([5, 6, 2**40]).prompt_tokens == 3
+    assert one(completion([5, 6, 2**40])).tokens == 3
 
 
-def test_a_list_of_one_text_is_that_text() -> None:
+def test_a_list_of_prompts_is_several() -> None:
     assert completion(["Hello"]) == completion("Hello")
+    assert [prompt.tokens for prompt in completion(["12345678", [1, 2, 3], "a"]).prompts] == [2, 3, 1]
+
+
+def test_prompts_times_choices_are_bounded() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        completion(["a"] * 65, n=2)
+    assert caught.value.param == "prompt"
 
 
 def test_text_parts_are_joined() -> None:
@@ -43,40 +55,47 @@ def test_an_assistant_that_called_tools_needs_no_content() -> None:
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": calls}]
     ask = read_body(GenerationRequest("r", Dialect.CHAT, orjson.dumps({"messages": messages})))
-    assert b'"name":"f"' in ask.prompt
+    assert b'"name":"f"' in one(ask).data
 
 
 def test_tools_are_a_part_of_the_prompt() -> None:
     tools = [{"type": "function", "function": {"name": "look"}}]
-    assert chat(tools=tools).prompt_tokens > chat().prompt_tokens
+    assert one(chat(tools=tools)).tokens > one(chat()).tokens
 
 
 def test_only_whole_blocks_are_hashed() -> None:
-    assert len(completion("x" * 63).block_hashes(16)) == 0
-    assert len(completion("x" * 64).block_hashes(16)) == 1
-    assert len(completion(list(range(40))).block_hashes(16)) == 2
+    assert len(one(completion("x" * 63)).block_hashes(16)) == 0
+    assert len(one(completion("x" * 64)).block_hashes(16)) == 1
+    assert len(one(completion(list(range(40)))).block_hashes(16)) == 2
 
 
 def test_equal_prefixes_have_equal_hashes_and_a_hash_depends_on_all_before_it() -> None:
-    one = completion("a" * 64 + "b" * 64).block_hashes(16)
-    longer = completion("a" * 64 + "b" * 64 + "c" * 64).block_hashes(16)
-    other = completion("x" * 64 + "b" * 64).block_hashes(16)
-    assert longer[:2] == one
-    assert not set(one) & set(other)
+    short = one(completion("a" * 64 + "b" * 64)).block_hashes(16)
+    longer = one(completion("a" * 64 + "b" * 64 + "c" * 64)).block_hashes(16)
+    other = one(completion("x" * 64 + "b" * 64)).block_hashes(16)
+    assert longer[:2] == short
+    assert not set(short) & set(other)
 
 
-def test_text_and_token_ids_never_share_a_block() -> None:
-    ids = [int.from_bytes(b"aaaaaaaa", "little")] * 8
-    assert completion(ids).prompt == completion("a" * 64).prompt
-    assert not set(completion(ids).block_hashes(8)) & set(completion("a" * 64).block_hashes(16))
-    assert completion(ids).answer_key(0) != completion("a" * 64).answer_key(0)
+def test_text_and_token_ids_never_share_a_block_or_an_answer() -> None:
+    ids = one(completion([int.from_bytes(b"aaaaaaaa", "little")] * 8))
+    text = one(completion("a" * 64))
+    assert ids.data == text.data
+    assert not set(ids.block_hashes(8)) & set(text.block_hashes(16))
+    assert ids.answer_key(0, 0) != text.answer_key(0, 0)
+
+
+def test_an_answer_depends_on_both_seeds_and_the_prompt() -> None:
+    prompt, other = Prompt(b"a"), Prompt(b"b")
+    keys = [prompt.answer_key(0, 0), prompt.answer_key(1, 0), prompt.answer_key(0, 1), other.answer_key(0, 0)]
+    assert len(set(keys)) == 4
 
 
 def test_a_talk_that_goes_on_keeps_its_prefix() -> None:
     first = {"role": "user", "content": "q" * 200}
     later = [first, {"role": "assistant", "content": "a"}, {"role": "user", "content": "more"}]
-    begun = chat(first["content"]).block_hashes(16)
-    gone_on = read_body(GenerationRequest("r", Dialect.CHAT, orjson.dumps({"messages": later}))).block_hashes(16)
+    begun = one(chat(first["content"])).block_hashes(16)
+    gone_on = one(read_body(GenerationRequest("r", Dialect.CHAT, orjson.dumps({"messages": later})))).block_hashes(16)
     assert begun
     assert gone_on[: len(begun)] == begun
 
@@ -161,8 +180,10 @@ def test_what_makes_no_sense_or_cannot_be_done_is_refused_by_name(field: str, va
         b"5",
         b"{}",
         b"[]",
-        b'["", ""]',
+        b'["", 1]',
         b'[1, "a"]',
+        b"[[]]",
+        b"[[1], [-1]]",
         b"[1, -1]",
         b"[true]",
         b"[1.5]",

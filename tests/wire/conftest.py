@@ -1,0 +1,262 @@
+"""Our services on real gRPC servers inside the test's event loop, with clocks and engines that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from random import Random
+from typing import Any
+
+import grpc
+import pytest_asyncio
+
+from lbcore.api.v1 import admin_pb2_grpc, generation_pb2_grpc, registry_pb2, registry_pb2_grpc, routing_pb2_grpc
+from lbcore.errors import LoadBalancerError
+from lbcore.generation import Event, Failed, Finished
+from lbcore.policies.registry import build_policy
+from lbcore.pool import WorkerPool
+from lbcore.pool_events import PoolEffect, PoolEvent, Ticked
+from lbcore.scheduler.admin_service import AdminServicer
+from lbcore.scheduler.registry_service import RegistryServicer
+from lbcore.scheduler.routing_service import RoutingServicer
+from lbcore.scheduler.state import SchedulerState
+from lbcore.types import Endpoint, LoadReport, Route, RouteFacts, WorkerSpec
+from lbcore.wire.channel import open_channel
+from lbcore.wire.clients import Call, GenerationClient, RoutingClient
+from lbcore.wire.convert import load_to_proto, spec_to_proto
+from lbcore.wire.server import GrpcServer, Registration
+from lbcore.wire.status import error_from_rpc
+from tests.fakes import ManualClock, ScriptedEngine, Signal
+from worker.load import LoadTracker
+from worker.service import GenerationServicer, Sessions
+
+LEASE_S = 3.0
+TICKET_S = 10.0
+REPORT_INTERVAL_S = 0.25
+
+
+class Host:
+    """A gRPC server that can stop and come back on the same port."""
+
+    def __init__(self) -> None:
+        self._server: GrpcServer | None = None
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def serve(self, *services: Registration) -> None:
+        self._server = GrpcServer(services)
+        self.port = self._server.listen("127.0.0.1", self.port)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """As when the process dies: what runs is cut."""
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+
+class WorkerHost(Host):
+    """A worker's GenerationService over a scripted engine."""
+
+    def __init__(self, capacity: int = 100) -> None:
+        super().__init__()
+        self.engine = ScriptedEngine()
+        self.load = LoadTracker()
+        self.changed = Signal()
+        self.sessions = Sessions(self.engine, self.load, capacity, self.changed.tell)
+
+    async def start(self) -> None:
+        await self.serve(GenerationServicer(self.sessions).registration())
+
+    async def emptied(self) -> None:
+        """Returns once the worker holds no request."""
+        await self.changed.until(lambda: not len(self.sessions))
+
+
+class WatchedState(SchedulerState):
+    """The scheduler's state, which says whenever it has changed."""
+
+    happened: Signal
+
+    def handle(self, event: PoolEvent) -> list[PoolEffect]:
+        effects = super().handle(event)
+        self.happened.tell()
+        return effects
+
+    def route(self, facts: RouteFacts) -> Route:
+        route = super().route(facts)
+        self.happened.tell()
+        return route
+
+
+class SchedulerHost(Host):
+    """The scheduler's services over a clock that a test moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.forget()
+
+    def forget(self) -> None:
+        """As a process that starts anew: another epoch and an empty pool."""
+        pool = WorkerPool(lease_ttl_s=LEASE_S, ticket_ttl_s=TICKET_S)
+        policy = build_policy("least_requests")
+        self.state = WatchedState(pool, policy, self.clock, Random(0), Random().randrange(1, 2**63))
+        self.state.happened = Signal()
+        self.registry = RegistryServicer(self.state, LEASE_S, REPORT_INTERVAL_S)
+
+    async def start(self) -> None:
+        routing, admin = RoutingServicer(self.state), AdminServicer(self.state, self.registry)
+        await self.serve(self.registry.registration(), routing.registration(), admin.registration())
+
+    def elapse(self, seconds: float) -> None:
+        """Lets time pass and does what the scheduler does about it."""
+        self.clock.advance(seconds)
+        self.state.handle(Ticked())
+
+    def endpoint(self, worker_id: str) -> Endpoint | None:
+        return next((one for one in self.state.pool.endpoints() if one.worker_id == worker_id), None)
+
+    def credit(self) -> tuple[int, int]:
+        """Requests and tokens booked and not acknowledged, over all workers."""
+        endpoints = self.state.pool.endpoints()
+        return sum(one.credit_requests for one in endpoints), sum(one.credit_tokens for one in endpoints)
+
+
+class Connection:
+    """A worker's Connect stream, spoken by hand."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.call = registry_pb2_grpc.RegistryServiceStub(channel).Connect()
+
+    async def send(self, **message: Any) -> None:
+        await self.call.write(registry_pb2.ConnectRequest(**message))
+
+    async def receive(self) -> registry_pb2.ConnectResponse:
+        """The next message.
+
+        Raises:
+            LoadBalancerError: the stream ended in it.
+        """
+        try:
+            async with asyncio.timeout(10):
+                return await self.call.read()
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+
+    async def register(self, spec: WorkerSpec) -> registry_pb2.Lease:
+        await self.send(registration=spec_to_proto(spec))
+        return (await self.receive()).lease
+
+    async def report(self, report: LoadReport) -> int:
+        """Sends a report and returns the number that was acknowledged."""
+        await self.send(load_report=load_to_proto(report))
+        return (await self.receive()).report_ack.sequence
+
+    async def end(self) -> LoadBalancerError:
+        """The error in which the stream ends; what comes before is passed over."""
+        try:
+            while await self.receive() is not grpc.aio.EOF:
+                pass
+        except LoadBalancerError as error:
+            return error
+        raise AssertionError("the stream ended well")
+
+
+class Wire:
+    """Everything a test opens, closed again in the opposite order."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def worker(self, capacity: int = 100) -> WorkerHost:
+        host = WorkerHost(capacity)
+        await host.start()
+        self._stack.push_async_callback(host.stop)
+        return host
+
+    async def scheduler(self) -> SchedulerHost:
+        host = SchedulerHost()
+        await host.start()
+        self._stack.push_async_callback(host.stop)
+        return host
+
+    def generation_client(self, host: Host) -> GenerationClient:
+        client = GenerationClient(host.address)
+        self._stack.push_async_callback(client.close)
+        return client
+
+    def routing_client(self, host: Host) -> RoutingClient:
+        client = RoutingClient(host.address)
+        self._stack.push_async_callback(client.close)
+        return client
+
+    def connection(self, host: Host) -> Connection:
+        return Connection(self.channel(host))
+
+    def generation_stub(self, host: Host) -> generation_pb2_grpc.GenerationServiceStub:
+        return generation_pb2_grpc.GenerationServiceStub(self.channel(host))
+
+    def routing_stub(self, host: Host) -> routing_pb2_grpc.RoutingServiceStub:
+        return routing_pb2_grpc.RoutingServiceStub(self.channel(host))
+
+    def admin_stub(self, host: Host) -> admin_pb2_grpc.AdminServiceStub:
+        return admin_pb2_grpc.AdminServiceStub(self.channel(host))
+
+    def channel(self, host: Host) -> grpc.aio.Channel:
+        channel = open_channel(host.address)
+        self._stack.push_async_callback(channel.close)
+        return channel
+
+
+@pytest_asyncio.fixture
+async def wire() -> AsyncIterator[Wire]:
+    async with AsyncExitStack() as stack:
+        yield Wire(stack)
+
+
+@pytest_asyncio.fixture
+async def worker(wire: Wire) -> WorkerHost:
+    return await wire.worker()
+
+
+@pytest_asyncio.fixture
+async def scheduler(wire: Wire) -> SchedulerHost:
+    return await wire.scheduler()
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def no_loose_ends() -> AsyncIterator[None]:
+    """Fails a test after which the event loop complains: of a task that died unheard, or of a callback that raised."""
+    complaints: list[str] = []
+
+    def complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        complaints.append(f"{context['message']}: {context.get('exception')!r}")
+
+    asyncio.get_running_loop().set_exception_handler(complain)
+    yield
+    gc.collect()
+    assert complaints == []
+
+
+async def all_events(call: Call) -> list[Event]:
+    """Every event of a call up to its end."""
+    events: list[Event] = []
+    async with asyncio.timeout(10):
+        while not events or not isinstance(events[-1], (Finished, Failed)):
+            events += await call.events()
+    return events
+
+
+async def failure_of(call: Call) -> LoadBalancerError:
+    """The error in which a call ends."""
+    last = (await all_events(call))[-1]
+    assert isinstance(last, Failed), last
+    return last.error
+
+
