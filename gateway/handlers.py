@@ -20,12 +20,12 @@ from gateway.processes import Place
 from gateway.render import answer_for, chunks_for, model_list, model_object
 from gateway.schema import OpenAIRequest, parse
 from lbcore.clock import Clock, unix_time_s
-from lbcore.dispatch import Dispatcher
+from lbcore.dispatch import Attempt, Dispatcher
 from lbcore.errors import BodyTooLarge, Cancelled, InvalidRequest, LoadBalancerError, ModelNotFound, NotFound
 from lbcore.generation import Delta, Dialect, Event, Finished, GenerationRequest
 from lbcore.metrics import exposition
 from lbcore.prefix import PREFIX_BLOCK_BYTES, block_hashes
-from lbcore.types import RouteFacts
+from lbcore.types import RouteFacts, WorkerId
 
 log = structlog.get_logger()
 
@@ -45,7 +45,7 @@ Batches = AsyncIterator[list[Event]]
 class Exchange:
     """One generation request, from arrival to end: what its log line and its metrics say."""
 
-    __slots__ = ("arrived", "dialect", "error", "first_token", "model", "request_id", "usage")
+    __slots__ = ("arrived", "dialect", "error", "first_token", "model", "request_id", "usage", "workers")
 
     def __init__(self, request_id: str, dialect: Dialect, arrived: float) -> None:
         self.request_id = request_id
@@ -55,6 +55,8 @@ class Exchange:
         self.first_token: float | None = None
         self.usage: Finished | None = None
         self.error: Exception | None = None
+        #: Every worker that was tried; the last one answered, if any did.
+        self.workers: list[WorkerId] = []
 
     def saw(self, events: list[Event], clock: Clock) -> None:
         """Notes the first token and the usage in a batch of events."""
@@ -132,7 +134,14 @@ class Handlers:
         generation = GenerationRequest(
             exchange.request_id, parsed.dialect, parsed.body, timeout_s=self._config.request_timeout_s
         )
-        async with aclosing(self._dispatcher.run(facts, generation)) as batches:
+
+        def observe(attempt: Attempt) -> None:
+            if attempt.error is None:
+                exchange.workers.append(attempt.worker_id)
+            else:
+                self._metrics.attempt_failed(attempt.error)
+
+        async with aclosing(self._dispatcher.run(facts, generation, observe)) as batches:
             if parsed.stream:
                 return await self._stream(request, exchange, parsed, batches)
             return await self._whole(exchange, parsed, batches)
@@ -225,6 +234,8 @@ class Handlers:
             request_id=exchange.request_id,
             route=exchange.dialect.value,
             model=exchange.model[:128],
+            worker_id=exchange.workers[-1] if exchange.workers else None,
+            attempts=len(exchange.workers),
             code=code,
             reason=error.reason if isinstance(error, LoadBalancerError) else None,
             duration_ms=round((now - exchange.arrived) * 1000, 3),

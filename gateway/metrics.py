@@ -19,7 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from gateway.merge import merge
 from gateway.processes import Place
-from lbcore.dispatch import Attempt
+from lbcore.errors import LoadBalancerError
 from lbcore.generation import Finished
 
 _SIBLING_TIMEOUT_S = 2.0
@@ -76,10 +76,9 @@ class GatewayMetrics:
             self.cached_tokens.labels(model).inc(usage.cached_tokens)
             self.output_tokens.labels(model).inc(usage.output_tokens)
 
-    def attempt(self, attempt: Attempt) -> None:
-        """A worker was tried."""
-        if attempt.error is not None:
-            self.failed_attempts.labels(attempt.error.reason).inc()
+    def attempt_failed(self, error: LoadBalancerError) -> None:
+        """A worker was tried in vain."""
+        self.failed_attempts.labels(error.reason).inc()
 
 
 async def page_of_all(registry: CollectorRegistry, place: Place) -> web.Response:

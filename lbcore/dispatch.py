@@ -30,23 +30,24 @@ class Attempt:
     """None while it goes well."""
 
 
-class Dispatcher:
-    """Carries requests to workers. `observe` hears of every attempt when it begins and again if it fails."""
+def _nobody(attempt: Attempt) -> None:
+    """Hears of an attempt that interests nobody."""
 
-    def __init__(
-        self,
-        routing: RoutingClient,
-        workers: GenerationClients,
-        observe: Callable[[Attempt], None] | None = None,
-    ) -> None:
+
+class Dispatcher:
+    """Carries requests to workers."""
+
+    def __init__(self, routing: RoutingClient, workers: GenerationClients) -> None:
         self._routing = routing
         self._workers = workers
-        self._observe = observe or (lambda attempt: None)
 
-    async def run(self, facts: RouteFacts, request: GenerationRequest) -> AsyncGenerator[list[Event], None]:
+    async def run(
+        self, facts: RouteFacts, request: GenerationRequest, observe: Callable[[Attempt], None] = _nobody
+    ) -> AsyncGenerator[list[Event], None]:
         """The answer to a request, in batches of whatever has arrived; the last batch ends with Finished.
 
-        Close the iterator to stop the request: the worker is told and nothing stays booked.
+        `observe` hears of every attempt when it begins, and again if it fails. Close the iterator to stop the request:
+        the worker is told and nothing stays booked.
 
         Raises:
             LoadBalancerError: there is no answer, or (StreamInterrupted) no rest of it.
@@ -66,7 +67,7 @@ class Dispatcher:
                 route = Route(target, Ticket(0))
             tried.add(route.target.worker_id)
             fallbacks = route.fallbacks or fallbacks
-            self._observe(Attempt(route.target.worker_id, None))
+            observe(Attempt(route.target.worker_id, None))
             # Nothing is passed on before the first token: until then another worker can start afresh.
             held: list[Event] = []
             answering = False
@@ -86,7 +87,7 @@ class Dispatcher:
             finally:
                 call.cancel()
             failure = last.error
-            self._observe(Attempt(route.target.worker_id, failure))
+            observe(Attempt(route.target.worker_id, failure))
             if answering:
                 if len(held) > 1:
                     yield held[:-1]

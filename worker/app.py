@@ -59,18 +59,20 @@ class Worker:
             # Ports first: a big model should not be loaded for minutes only to find the port taken.
             port = server.listen(config.host, config.port)
             metrics_port = await metrics.start(config.host, config.metrics_port)
+            address = config.advertise or f"{host}:{port}"
+            # Before any call is taken, so that the tasks that serve them inherit it.
+            structlog.contextvars.bind_contextvars(worker_id=config.worker_id or address)
             info = await self._engine.start()
             self._capacity = info.capacity
             sessions.capacity = info.capacity.max_sequences + config.max_queued_requests
             sessions.refusal = None
             await server.start()
             await server.set_serving(True)
-            spec = _spec(config, self._model_name, config.advertise or f"{host}:{port}", labels, info)
+            spec = _spec(config, self._model_name, address, labels, info)
             log.info(
                 "ready",
                 grpc=f"{config.host}:{port}",
                 metrics=f"{config.host}:{metrics_port}",
-                worker_id=spec.worker_id,
                 model=self._model_name,
                 engine=config.engine,
                 scheduler=config.scheduler,

@@ -1,4 +1,4 @@
-"""What the worker needs of an engine. Every engine in `worker.engines` keeps this contract, and tests/contract holds it."""
+"""What the worker needs of an engine. Every engine in `worker.engines` keeps this contract; tests/contract checks it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Engine(Protocol):
         """Takes a request; its answer comes through `emit`. Returns at once. Bad input ends in `Failed`, not here."""
 
     def abort(self, request_id: str) -> None:
-        """Stops a request and frees what it held within 100 ms; it ends in `Failed(Cancelled)`. Unknown ids do nothing."""
+        """Stops a request and frees what it held within 100 ms; it ends in `Failed(Cancelled)`. No such id: nothing."""
 
     def load(self) -> EngineLoad:
         """What the engine measures now; cheap, called several times a second."""

@@ -40,15 +40,16 @@ class Session:
     has let go of it.
     """
 
-    __slots__ = ("_deadline", "_emit", "_owner", "_stopped", "key", "output_tokens", "request_id")
+    __slots__ = ("_deadline", "_emit", "_owner", "_stopped", "key", "output_tokens", "request_id", "started")
 
     def __init__(self, owner: Sessions, key: str, request_id: str, emit: Emit) -> None:
         self._owner = owner
         self._emit = emit
-        self._stopped = False
+        self._stopped: LoadBalancerError | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self.key = key
         self.request_id = request_id
+        self.started: Started | None = None
         self.output_tokens = 0
 
     def take(self, event: Event) -> None:
@@ -61,22 +62,24 @@ class Session:
                 self.output_tokens += tokens
                 load.generated(self.key, tokens)
             case Started():
+                self.started = event
                 load.started(self.key, event.prompt_tokens, event.cached_tokens)
                 self._owner.changed()
             case Finished():
                 # The engine's own count has the last word, so that totals agree with the usage clients see.
                 if event.output_tokens > self.output_tokens:
                     load.generated(self.key, event.output_tokens - self.output_tokens)
-                self._end()
+                    self.output_tokens = event.output_tokens
+                self._end(None)
             case Failed():
-                self._end()
-        if not self._stopped:
+                self._end(event.error)
+        if self._stopped is None:
             self._emit(event)
 
     def stop(self, error: LoadBalancerError) -> None:
         """Ends the request in `error` and tells the engine to let go of it. The second time does nothing."""
-        if not self._stopped:
-            self._stopped = True
+        if self._stopped is None:
+            self._stopped = error
             self._emit(Failed(error))
             self._owner.engine.abort(self.key)
 
@@ -85,10 +88,19 @@ class Session:
         error = DeadlineExceeded(f"The request did not finish within {timeout_s:g} s.")
         self._deadline = asyncio.get_running_loop().call_later(timeout_s, self.stop, error)
 
-    def _end(self) -> None:
+    def _end(self, error: LoadBalancerError | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
         self._owner.end(self)
+        error = self._stopped or error
+        log.info(
+            "request_ended",
+            request_id=self.request_id,
+            reason=error.reason if error is not None else None,
+            prompt_tokens=self.started.prompt_tokens if self.started else None,
+            cached_tokens=self.started.cached_tokens if self.started else None,
+            output_tokens=self.output_tokens,
+        )
 
 
 class Sessions:

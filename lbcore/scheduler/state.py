@@ -32,7 +32,7 @@ from lbcore.pool_events import (
 )
 from lbcore.scheduler.metrics import SchedulerMetrics
 from lbcore.scheduler.table import Table
-from lbcore.types import Endpoint, Refused, RefusalReason, Route, RouteFacts, Target, Ticket, WorkerSpec
+from lbcore.types import Endpoint, RefusalReason, Refused, Route, RouteFacts, Target, Ticket, WorkerSpec
 
 log = structlog.get_logger()
 

@@ -18,6 +18,9 @@ _CHARACTERS_PER_SEAM: Final = (60, 15, 8, 5)
 _EASE: Final = 0.02
 """The least difficulty, so that what is learnt is still drawn now and then."""
 
+_CUTS_PER_ENTRY: Final = 200
+"""How many difficult seams weigh as much as a difficult question."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
@@ -61,19 +64,23 @@ class Sampler:
         self._faq = faq
         self._junk = Junk(self._rng, [entry.question for entry in faq])
         self._special = {text: token_id(tokenizer, text) for text in (END, SYSTEM, USER, ASSISTANT)}
-        self._entry_difficulty = [1.0] * len(faq)
-        # Questions with the same answer share what is known about it.
-        by_answer = {entry.answer: [1.0] * len(entry.answer) for entry in faq}
-        self._cut_difficulty = [by_answer[entry.answer] for entry in faq]
+        self._entries = [1.0] * len(faq)
+        self._cuts = [[1.0] * len(entry.answer) for entry in faq]
+        self._cut_sums = [float(len(cuts)) for cuts in self._cuts]
 
     def grade(self, lesson: Lesson, loss: float) -> None:
         """Note the greatest token loss that the model had in a lesson; one good result only halves the old one."""
-        table, place = (
-            (self._cut_difficulty[lesson.entry], lesson.cut)
-            if lesson.cut >= 0
-            else (self._entry_difficulty, lesson.entry)
-        )
-        table[place] = max(_EASE, table[place] / 2, min(loss, 1.0))
+        if lesson.cut < 0:
+            self._entries[lesson.entry] = self._harder(self._entries[lesson.entry], loss)
+            return
+        cuts = self._cuts[lesson.entry]
+        before = cuts[lesson.cut]
+        cuts[lesson.cut] = self._harder(before, loss)
+        self._cut_sums[lesson.entry] += cuts[lesson.cut] - before
+
+    @staticmethod
+    def _harder(before: float, loss: float) -> float:
+        return max(_EASE, before / 2, min(loss, 1.0))
 
     def example(self, max_tokens: int) -> Example:
         """One conversation, or one raw prompt, of at most `max_tokens` tokens."""
@@ -94,7 +101,8 @@ class Sampler:
         if rng.random() < 0.5:
             place = rng.randrange(len(self._faq))
         else:
-            place = rng.choices(range(len(self._faq)), self._entry_difficulty)[0]
+            sums = zip(self._entries, self._cut_sums, strict=True)
+            place = rng.choices(range(len(self._faq)), [entry + cuts / _CUTS_PER_ENTRY for entry, cuts in sums])[0]
         entry = self._faq[place]
         question = entry.question
         if rng.random() < 0.1:
@@ -135,7 +143,7 @@ class Sampler:
         """
         start = len(example.ids)
         text = prompt + answer
-        cuts = self._cuts(answer, place) if self._rng.random() < 0.7 else []
+        cuts = self._draw_cuts(answer, place) if self._rng.random() < 0.7 else []
         done = 0
         for cut in [*cuts, len(answer)]:
             end = len(prompt) + cut
@@ -157,13 +165,13 @@ class Sampler:
         if place >= 0 and not cuts:
             example.lessons.append(Lesson(prompt_end, len(example.ids), place))
 
-    def _cuts(self, answer: str, place: int) -> list[int]:
+    def _draw_cuts(self, answer: str, place: int) -> list[int]:
         rng = self._rng
         count = rng.randint(1, 1 + len(answer) // rng.choice(_CHARACTERS_PER_SEAM))
         # A raw answer begins with a space that the FAQ's answer does not have.
         extra = len(answer) - len(self._faq[place].answer) if place >= 0 else 0
         if place < 0 or rng.random() < 0.3:
             return sorted({rng.randrange(1, len(answer)) for _ in range(count)})
-        weights = self._cut_difficulty[place]
+        weights = self._cuts[place]
         drawn = rng.choices(range(len(weights)), weights, k=count)
         return sorted({extra + cut for cut in drawn if extra + cut > 0})

@@ -141,6 +141,9 @@ class LlamaCppEngine:
         assert self._server is not None
         call.api_key = self._server.api_key
         try:
+            if call.ask.choices > self._options.n_parallel:
+                # Some prompts will wait inside llama.cpp, and Started shall not wait for them.
+                call.answer.expected_prompt_tokens = await self._server.count_tokens(call.ask.prompts)
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: call, self._server.host, self._server.port)
         except OSError as error:
@@ -149,7 +152,7 @@ class LlamaCppEngine:
 
     def _heard(self, call: Call) -> None:
         answer = call.answer
-        if call.started:
+        if answer.started:
             self._meter.reached(
                 call,
                 answer.computed_prompt_tokens,

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import cast
 
 from lbcore.errors import EngineFailed, LoadBalancerError
-from lbcore.generation import Failed, Finished, Started
+from lbcore.generation import Failed, Finished
 from worker.engine import Emit
-from worker.engines.llamacpp_answer import Answer, error_from_body
+from worker.engines.llamacpp_answer import Answer
 from worker.engines.llamacpp_body import Ask
+from worker.engines.llamacpp_errors import error_from_body
 from worker.engines.llamacpp_sse import AnswerReader, BadAnswer, http_request
 
 
@@ -33,7 +34,6 @@ class Call(asyncio.Protocol):
         self.request_id = request_id
         self.ask = ask
         self.answer = Answer(ask, context_length)
-        self.started = False
         self.ended = False
         """Whether the last event was emitted."""
         self.api_key = ""
@@ -49,9 +49,7 @@ class Call(asyncio.Protocol):
         if self._error is not None or self.ended:
             return
         self._error = error
-        # Half a close: llama.cpp takes it for a client gone, and its own close tells us that it has let go.
-        if self._transport is not None and self._transport.can_write_eof():
-            self._transport.write_eof()
+        self._hang_up()
 
     def fail(self, error: LoadBalancerError) -> None:
         """Ends the request at once; for one that has no connection."""
@@ -91,11 +89,15 @@ class Call(asyncio.Protocol):
             # Whoever was told of the last event may have stopped the request.
             if self._error is not None:
                 return
-            if isinstance(event, Started):
-                self.started = True
-            elif isinstance(event, Finished):
+            if isinstance(event, Finished):
                 self.ended = True
+                self._hang_up()
             self._emit(event)
+
+    def _hang_up(self) -> None:
+        # Half a close: llama.cpp takes it for a client gone, and its own close tells us that it has let go.
+        if self._transport is not None and not self._reader.complete and not self._transport.is_closing():
+            self._transport.write_eof()
 
     def _end(self) -> None:
         if not self.ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,17 @@ class LlamaCppServer:
             answer.feed(data)
         writer.close()
         return orjson.loads(answer.body)
+
+    async def count_tokens(self, prompts: Iterable[str | list[int]]) -> int:
+        """The tokens of these prompts, as llama.cpp will count them."""
+        count = 0
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                body = {"content": prompt, "add_special": True, "parse_special": True}
+                count += len((await self.ask("/tokenize", body))["tokens"])
+            else:
+                count += len(prompt)
+        return count
 
     async def close(self) -> None:
         """Unloads the model; returns when its threads have ended."""
