@@ -1,4 +1,4 @@
-"""What the worker needs of an engine. Every engine in `worker.engines` keeps this contract; tests/contract checks it."""
+"""What the worker needs of an engine: the contract every engine keeps, and tests/contract checks."""
 
 from __future__ import annotations
 
