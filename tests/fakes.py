@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable
 
 from lbcore.errors import Cancelled, LoadBalancerError
-from lbcore.generation import Delta, Failed, Finished, GenerationRequest, Started
+from lbcore.generation import Delta, Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
 
@@ -95,7 +95,12 @@ class ScriptedRequest:
 
     def __init__(self, request: GenerationRequest, emit: Emit) -> None:
         self.request = request
-        self.emit = emit
+        self.is_over = False
+        self._emit = emit
+
+    def emit(self, event: Event) -> None:
+        self.is_over = isinstance(event, (Finished, Failed))
+        self._emit(event)
 
     def start(self, prompt_tokens: int = 10, cached_tokens: int = 0) -> None:
         self.emit(Started(prompt_tokens, cached_tokens))
@@ -149,8 +154,8 @@ class ScriptedEngine:
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
         self.happened.tell()
-        if not self.is_stubborn:
-            taken = self.requests[request_id]
+        taken = self.requests[request_id]
+        if not self.is_stubborn and not taken.is_over:
             asyncio.get_running_loop().call_soon(taken.fail, Cancelled("The request was aborted."))
 
     def load(self) -> EngineLoad:

@@ -149,7 +149,12 @@ class Reporter:
                     continue
         except (grpc.RpcError, asyncio.InvalidStateError):
             # The reading half sees the end of the stream, with its status.
-            call.cancel()
+            pass
+        except Exception:
+            # A report that cannot be made, of an engine that measures nonsense. Said in good order, the end lets the
+            # reading half begin again; cancelling the call here would cancel that half, and with it all reporting.
+            log.exception("report_failed")
+            await call.done_writing()
 
     def _obey(self, command: registry_pb2.Command) -> None:
         match command.WhichOneof("command"):

@@ -22,6 +22,7 @@ from lbcore.errors import (
     Saturated,
 )
 from lbcore.generation import Delta, Event, Failed, Finished, GenerationRequest, Started
+from lbcore.types import Ticket
 from lbcore.wire.convert import call_event, generation_from_proto, response_from_event
 from lbcore.wire.mux import serve_mux
 from lbcore.wire.outbox import Outbox
@@ -134,8 +135,7 @@ class Sessions:
         if error is None and len(self._sessions) >= self.capacity:
             error = Saturated("The worker's queue is full.")
         if error is not None:
-            self.load.refused(request.ticket)
-            self.changed()
+            self.refused(request.ticket)
             emit(Failed(error))
             return None
         # Ids come from clients and may repeat; the engine's must not.
@@ -150,6 +150,11 @@ class Sessions:
         if request.timeout_s is not None:
             session.stop_after(request.timeout_s)
         return session
+
+    def refused(self, ticket: Ticket) -> None:
+        """A request that nobody here can take: its dispatch is over."""
+        self.load.refused(ticket)
+        self.changed()
 
     def end(self, session: Session) -> None:
         """A session is over."""
@@ -191,20 +196,23 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         message: generation_pb2.GenerateRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
-        outbox: Outbox[Event] = Outbox()
-        session: Session | None = None
         try:
-            session = self._sessions.begin(generation_from_proto(message), outbox.put)
+            request = generation_from_proto(message)
+        except InvalidRequest as error:
+            self._sessions.refused(Ticket(message.ticket))
+            await abort(context, error)
+        outbox: Outbox[Event] = Outbox()
+        session = self._sessions.begin(request, outbox.put)
+        try:
             while True:
                 for event in await outbox.take():
+                    if isinstance(event, (Finished, Failed)):
+                        session = None
                     if isinstance(event, Failed):
                         await abort(context, event.error)
                     yield response_from_event(event)
                     if isinstance(event, Finished):
-                        session = None
                         return
-        except InvalidRequest as error:
-            await abort(context, error)
         finally:
             if session is not None:
                 session.stop(Cancelled("The caller went away."))
@@ -226,6 +234,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
         def begin(message: generation_pb2.GenerateCall) -> None:
             call_id = message.call_id
+            if call_id in calls:
+                raise InvalidRequest("call_id is that of a call under way", param="call_id")
 
             def emit(event: Event) -> None:
                 outbox.put((call_id, event))
@@ -235,10 +245,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                         outbox.close()
 
             try:
-                session = self._sessions.begin(generation_from_proto(message.request), emit)
+                request = generation_from_proto(message.request)
             except InvalidRequest as error:
+                self._sessions.refused(Ticket(message.request.ticket))
                 outbox.put((call_id, Failed(error)))
                 return
+            session = self._sessions.begin(request, emit)
             if session is not None:
                 calls[call_id] = session
 
@@ -252,6 +264,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
         try:
             await serve_mux(context, deliver, outbox, _batch, close_when_done)
+        except InvalidRequest as error:
+            await abort(context, error)
         finally:
             for session in [*calls.values()]:
                 session.stop(Cancelled("The caller went away."))
@@ -259,6 +273,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     async def Abort(  # noqa: N802
         self, message: generation_pb2.AbortRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> generation_pb2.AbortResponse:
+        if not message.request_id:
+            # Many requests may have come without an id, and their callers know nothing of one another.
+            await abort(context, InvalidRequest("request_id is empty", param="request_id"))
         return generation_pb2.AbortResponse(found=self._sessions.abort(message.request_id))
 
 

@@ -81,7 +81,7 @@ async def sweep(state: SchedulerState) -> None:
     while True:
         deadline = state.pool.next_deadline()
         soon = state.clock.now() + _SWEEP_S
-        wake = soon if deadline is None else min(deadline, soon)
+        wake = soon if deadline is None or overslept else min(deadline, soon)
         await state.clock.sleep_until(wake)
         # After a pause of our own, every lease looks over while the reports that renew it wait to be read: let them.
         overslept = not overslept and state.clock.now() - wake > _SWEEP_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -62,7 +63,8 @@ class SchedulerMetrics:
 
     def forget(self, worker_id: WorkerId) -> None:
         """Drops what was counted for a worker that is gone, so that labels do not grow for ever."""
-        self._routed.remove_by_labels({"worker_id": worker_id})
+        with suppress(KeyError):
+            self._routed.remove(worker_id)
 
 
 class _EndpointCollector(Collector):
@@ -91,7 +93,7 @@ def _counts(endpoints: tuple[Endpoint, ...]) -> Metric:
     family = GaugeMetricFamily("lb_scheduler_workers", "Workers by model and state.", labels=["model", "state"])
     counts: dict[tuple[str, EndpointState], int] = {}
     for endpoint in endpoints:
-        for name in endpoint.spec.model_names:
+        for name in {*endpoint.spec.model_names}:
             for state in EndpointState:
                 counts.setdefault((name, state), 0)
             counts[name, endpoint.state] += 1

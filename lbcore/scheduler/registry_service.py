@@ -54,9 +54,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         request_iterator: AsyncIterator[registry_pb2.ConnectRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
+        state = self._state
         try:
             spec = await _first(context)
-        except InvalidRequest as error:
+            state.admit(spec)
+        except LoadBalancerError as error:
             await abort(context, error)
         outbox: Outbox[registry_pb2.ConnectResponse] = Outbox()
         ending: list[LoadBalancerError] = []
@@ -66,8 +68,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             outbox.close()
 
         connection = next(self._connections)
-        state = self._state
         state.handle(Registered(spec, connection))
+        end_earlier = state.streams.pop((spec.worker_id, spec.epoch), None)
+        if end_earlier is not None:
+            # The worker noticed that its connection broke before this side did.
+            end_earlier(LeaseLost("The worker has called again."))
         state.streams[spec.worker_id, spec.epoch] = end
         self._outboxes[spec.worker_id] = outbox
         outbox.put(registry_pb2.ConnectResponse(lease=self._lease))
@@ -109,7 +114,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                         handle(DrainNoticed(spec.worker_id, spec.epoch))
                     case "deregistration":
                         handle(Deregistered(spec.worker_id, spec.epoch))
-                    case _:
+                    case "registration":
                         end(InvalidRequest("Only the first message registers.", param="registration"))
                         return
         finally:

@@ -39,6 +39,9 @@ log = structlog.get_logger()
 EndStream = Callable[[LoadBalancerError], None]
 """Ends a worker's Connect stream with an error."""
 
+MAX_REPLACED = 1024
+"""Replaced processes remembered; each is told once that its name is taken, and then ends."""
+
 
 class SchedulerState:
     """The one owner of the pool. `epoch` is the scheduler's own random number, told to workers with their lease."""
@@ -53,6 +56,8 @@ class SchedulerState:
         self.streams: dict[tuple[str, int], EndStream] = {}
         #: Every model name that a worker ever served: without a worker it is out of service, not unknown.
         self._names_seen: set[str] = set()
+        #: Workers by name and epoch that another process has replaced, oldest first.
+        self._replaced: dict[tuple[str, int], None] = {}
         self._policy = policy
         self._rng = rng
         # The epoch in the high bits: tickets of an earlier scheduler mean nothing to this one.
@@ -87,6 +92,16 @@ class SchedulerState:
             decision.predicted_ttft_ms,
         )
 
+    def admit(self, spec: WorkerSpec) -> None:
+        """Whether a worker may register.
+
+        Raises:
+            NameTaken: another process replaced it while it was cut off; by coming back the two would throw each other
+                out for ever.
+        """
+        if (spec.worker_id, spec.epoch) in self._replaced:
+            raise _name_taken()
+
     def handle(self, event: PoolEvent) -> list[PoolEffect]:
         """Feeds an event to the pool and carries out what follows from it."""
         effects = self.pool.handle(event, self.clock.now())
@@ -117,10 +132,12 @@ class SchedulerState:
                 self.table.changed(spec.worker_id)
             case WorkerLeft(spec):
                 log.info("worker_left", worker_id=spec.worker_id)
+                self.metrics.forget(spec.worker_id)
                 self.table.changed(spec.worker_id)
             case WorkerLost(spec, why):
                 log.warning("worker_lost", worker_id=spec.worker_id, reason=why)
                 self.metrics.lost(why)
+                self.metrics.forget(spec.worker_id)
                 self._end_stream(spec, why)
                 self.table.changed(spec.worker_id)
             case ReportRejected(worker_id):
@@ -130,10 +147,14 @@ class SchedulerState:
                 self.metrics.expired(number)
 
     def _end_stream(self, spec: WorkerSpec, why: str) -> None:
+        is_replaced = why == "replaced"
+        if is_replaced:
+            self._replaced[spec.worker_id, spec.epoch] = None
+            if len(self._replaced) > MAX_REPLACED:
+                del self._replaced[next(iter(self._replaced))]
         end = self.streams.pop((spec.worker_id, spec.epoch), None)
         if end is not None:
-            taken = why == "replaced"
-            end(NameTaken("Another process registered under this name.") if taken else LeaseLost("The lease is over."))
+            end(_name_taken() if is_replaced else LeaseLost("The lease is over."))
 
     def _refusal(self, reason: RefusalReason, model: str) -> LoadBalancerError:
         match reason:
@@ -144,6 +165,10 @@ class SchedulerState:
                 return NoReadyWorker(f"No worker is ready to serve the model `{model}`.")
             case RefusalReason.SATURATED:
                 return Saturated(f"All workers that serve the model `{model}` are full.")
+
+
+def _name_taken() -> NameTaken:
+    return NameTaken("Another process registered under this name.")
 
 
 def _target(endpoint: Endpoint) -> Target:

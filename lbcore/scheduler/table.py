@@ -19,6 +19,11 @@ class Table:
         self._clock = clock
         self._watchers: set[_Watcher] = set()
 
+    @property
+    def watcher_count(self) -> int:
+        """How many follow the table."""
+        return len(self._watchers)
+
     def changed(self, worker_id: WorkerId) -> None:
         """A worker came, went, or changed its state."""
         for watcher in self._watchers:

@@ -14,14 +14,20 @@ _BOTH = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Streams are often quiet, and gRPC stops its pings after two that no data came between.
+    ("grpc.http2.max_pings_without_data", 0),
 )
 
 _CLIENT = (
     *_BOTH,
     # A restarted peer is back within a second or two; gRPC's own back-off of up to two minutes would outlast it.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # In spite of its name this is how long one attempt to connect may take: some round trips, to a peer that is busy.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    # Channels of one process to one address share a connection, and with it the pause after a failed attempt: a client
+    # made anew because its worker is back would wait for what the old one found closed.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 import grpc
 
 from lbcore.api.v1 import generation_pb2, generation_pb2_grpc, routing_pb2, routing_pb2_grpc
-from lbcore.errors import NoReadyWorker, WorkerUnreachable
+from lbcore.errors import BodyTooLarge, NoReadyWorker, WorkerUnreachable
 from lbcore.generation import Event, Failed, Finished, GenerationRequest
 from lbcore.types import NO_TICKET, Epoch, Route, RouteFacts, Target, Ticket, WorkerId, WorkerStatus
-from lbcore.wire.channel import open_channel
+from lbcore.wire.channel import MAX_MESSAGE_BYTES, open_channel
 from lbcore.wire.convert import (
     event_from_proto,
     facts_to_proto,
@@ -22,6 +22,9 @@ from lbcore.wire.convert import (
 )
 from lbcore.wire.mux import MuxClient
 from lbcore.wire.status import error_from_failure, error_from_rpc
+
+MAX_BODY_BYTES = MAX_MESSAGE_BYTES - 1024 * 1024
+"""The largest body that a message has room for, beside a request's other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +58,21 @@ class RoutingClient:
             LoadBalancerError: as the scheduler says.
         """
         self._next_call_id += 1
-        call_id = self._next_call_id
+        message = routing_pb2.RouteCall(call_id=self._next_call_id, request=facts_to_proto(facts, abandoned))
         answer: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
-        self._waiting[call_id] = answer
-        self._mux.send(routing_pb2.RouteCall(call_id=call_id, request=facts_to_proto(facts, abandoned)))
-        return await answer
+        self._waiting[message.call_id] = answer
+        self._mux.send(message)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            # The answer may have come in the same turn in which the caller was cancelled.
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                self.release(answer.result().ticket)
+            raise
 
     def release(self, ticket: Ticket) -> None:
-        """Gives back a ticket whose request never reached a worker. With no stream open nothing is booked any more."""
-        if ticket != NO_TICKET and self._mux.is_open:
+        """Gives back a ticket whose request never reached a worker."""
+        if ticket != NO_TICKET:
             self._mux.send(ticket)
 
     async def watch(self) -> AsyncIterator[TableStep]:
@@ -164,8 +173,13 @@ class GenerationClient:
         """Sends a request and returns its call at once. A worker that cannot be reached ends it in Failed."""
         self._next_call_id += 1
         call = Call(self, self._next_call_id)
+        if len(request.body) > MAX_BODY_BYTES:
+            # It would end the stream, and with it every other call.
+            call.put(Failed(BodyTooLarge(f"The request body is larger than {MAX_BODY_BYTES} bytes.")))
+            return call
+        message = generation_pb2.GenerateCall(call_id=call.call_id, request=generation_to_proto(request))
         self._calls[call.call_id] = call
-        self._mux.send(generation_pb2.GenerateCall(call_id=call.call_id, request=generation_to_proto(request)))
+        self._mux.send(message)
         return call
 
     def cancel(self, call_id: int) -> None:
@@ -212,33 +226,39 @@ def _generate_batch(items: list[generation_pb2.GenerateCall | int]) -> generatio
 
 
 class GenerationClients:
-    """One client per worker, opened when first needed, replaced when the worker restarted, closed when it is gone."""
+    """One client per worker epoch, opened when first needed; closed, but never under a call, when the worker is gone.
+
+    A route may be older than the worker it names: routes of two epochs can come mixed, and each keeps its own client.
+    """
 
     def __init__(self) -> None:
-        self._clients: dict[str, tuple[Epoch, GenerationClient]] = {}
+        self._clients: dict[tuple[str, Epoch], GenerationClient] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def to(self, target: Target) -> GenerationClient:
         """The client for a worker."""
-        known = self._clients.get(target.address)
-        if known is not None:
-            if known[0] == target.epoch:
-                return known[1]
-            self._close_soon(known[1])
-        client = GenerationClient(target.address)
-        self._clients[target.address] = (target.epoch, client)
+        client = self._clients.get((target.address, target.epoch))
+        if client is None:
+            self._close_idle(lambda address, epoch: address == target.address)
+            client = self._clients[target.address, target.epoch] = GenerationClient(target.address)
         return client
 
     def keep_only(self, alive: Mapping[str, Epoch]) -> None:
-        """Closes clients of workers that are not among `alive` (address to epoch), once they are idle."""
-        for address, (epoch, client) in [*self._clients.items()]:
-            if alive.get(address) != epoch and client.idle:
-                del self._clients[address]
-                self._close_soon(client)
+        """Closes idle clients of workers that are not among `alive` (address to epoch)."""
+        self._close_idle(lambda address, epoch: alive.get(address) != epoch)
+
+    def __len__(self) -> int:
+        return len(self._clients)
 
     async def close(self) -> None:
         clients, self._clients = self._clients, {}
-        await asyncio.gather(*(client.close() for _, client in clients.values()), *self._closing)
+        await asyncio.gather(*(client.close() for client in clients.values()), *self._closing)
+
+    def _close_idle(self, among: Callable[[str, Epoch], bool]) -> None:
+        for key, client in [*self._clients.items()]:
+            if client.idle and among(*key):
+                del self._clients[key]
+                self._close_soon(client)
 
     def _close_soon(self, client: GenerationClient) -> None:
         task = asyncio.get_running_loop().create_task(client.close())

@@ -6,7 +6,7 @@ Both halves write through an `Outbox`, so that messages batch by themselves whil
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
@@ -15,6 +15,9 @@ from lbcore.wire.outbox import Outbox
 
 Item = TypeVar("Item")
 Message = TypeVar("Message")
+
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+"""Larger batches travel as several messages: one holds up all behind it, and past gRPC's limit it ends the stream."""
 
 
 class _OpenStream(Protocol):
@@ -64,6 +67,10 @@ class MuxClient(Generic[Item, Message]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._outbox is not None:
+            # Cancelled before its first turn, the task has told nobody.
+            self._outbox = None
+            self._lost(None)
 
     async def _run(self, outbox: Outbox[Item]) -> None:
         call = self._open_stream()
@@ -86,10 +93,22 @@ class MuxClient(Generic[Item, Message]):
     async def _write(self, call: grpc.aio.StreamStreamCall[Any, Any], outbox: Outbox[Item]) -> None:
         try:
             while items := await outbox.take():
-                await call.write(self._build(items))
+                for message in messages(self._build, items):
+                    await call.write(message)
         except (grpc.RpcError, asyncio.InvalidStateError):
             # The reader sees the end of the stream too, with its status.
             call.cancel()
+
+
+def messages(build: Callable[[list[Item]], Any], items: list[Item]) -> Iterator[Any]:
+    """One message of all the items; in halves when that is too large, until each is small enough or a single item."""
+    message = build(items)
+    if len(items) > 1 and message.ByteSize() > MAX_BATCH_BYTES:
+        half = len(items) // 2
+        yield from messages(build, items[:half])
+        yield from messages(build, items[half:])
+    else:
+        yield message
 
 
 async def serve_mux(
@@ -117,7 +136,8 @@ async def serve_mux(
     reader = asyncio.get_running_loop().create_task(read())
     try:
         while items := await outbox.take():
-            await context.write(build(items))
+            for message in messages(build, items):
+                await context.write(message)
         await reader
     finally:
         reader.cancel()

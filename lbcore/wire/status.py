@@ -19,8 +19,11 @@ DOMAIN = "lbcore"
 _DETAILS_KEY = "grpc-status-details-bin"
 
 MAX_TEXT_BYTES = 1024
-"""The longest message, and the longest fact beside it, that ends a call. Past 8 KiB of trailers gRPC drops them all, the
-reason too: a message counts four times (once as it is, and three bytes for each where it must be escaped), facts once."""
+"""The longest message, and the longest fact beside it, that ends a call.
+
+Past 8 KiB of trailers gRPC drops them all, the reason too. A message counts up to four times (as it is, and with three
+bytes for each that must be escaped), each fact once.
+"""
 
 MAX_RETRY_AFTER_S = 3600.0
 """Nobody is told to stay away longer, whatever a peer says."""

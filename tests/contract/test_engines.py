@@ -84,7 +84,7 @@ async def test_the_same_body_has_the_same_answer_on_two_engines(watch: Watch) ->
 
 async def test_characters_beyond_ascii_arrive_whole(watch: Watch) -> None:
     prompts = [f"{number} café 日本 🙂 Привет" for number in range(8)]
-    answers = [await watch.complete(prompt, max_tokens=40).end() for prompt in prompts]
+    answers = [await watch.chat(prompt, max_tokens=40).end() for prompt in prompts]
     assert any(answer.text() for answer in answers)
 
 

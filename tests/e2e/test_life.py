@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -180,6 +181,17 @@ async def test_a_client_that_goes_away_frees_its_worker() -> None:
             await in_flight(http, 0)
 
 
+async def test_the_demo_of_the_readme_streams_an_answer_and_a_plain_one() -> None:
+    demo = Path(__file__).parents[2] / "tools" / "demo.py"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, str(demo), "--smoke", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    async with asyncio.timeout(120):
+        printed, _ = await child.communicate()
+    assert child.returncode == 0, printed.decode()
+    assert WHO.answer in printed.decode()
+
+
 @pytest.mark.parametrize("script", ["lb-scheduler", "lb-gateway", "lb-worker"])
 async def test_a_port_in_use_is_one_line_and_exit_status_2(script: str) -> None:
     with socket.socket() as taken:
@@ -187,9 +199,9 @@ async def test_a_port_in_use_is_one_line_and_exit_status_2(script: str) -> None:
         taken.listen()
         args = ["--port", str(taken.getsockname()[1])]
         args += ["--model", "sim", "--engine", "sim"] if script == "lb-worker" else []
-        process = await Process.start(script, *args)
-        assert await process.wait() == 2
-    assert len(process.errors) == 1
+        async with await Process.start(script, *args) as process:
+            assert await process.wait() == 2
+    assert len(process.errors) == 1, process.errors
     assert "--port: cannot listen on 127.0.0.1" in process.errors[0]
     assert "in use" in process.errors[0]
 
@@ -201,7 +213,7 @@ async def test_a_model_that_is_missing_or_none_is_one_line_and_exit_status_2(
     path = tmp_path / "model.gguf"
     if content is not None:
         path.write_bytes(content)
-    process = await Process.start("lb-worker", "--model", str(path))
-    assert await process.wait() == 2
+    async with await Process.start("lb-worker", "--model", str(path)) as process:
+        assert await process.wait() == 2
     assert len(process.errors) == 1, process.errors
     assert "model.gguf" in process.errors[0]

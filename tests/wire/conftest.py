@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest_asyncio
+from prometheus_client import generate_latest
 
 from lbcore.api.v1 import admin_pb2_grpc, generation_pb2_grpc, registry_pb2, registry_pb2_grpc, routing_pb2_grpc
 from lbcore.errors import LoadBalancerError
 from lbcore.generation import Event, Failed, Finished
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
-from lbcore.pool_events import PoolEffect, PoolEvent, Ticked
+from lbcore.pool_events import PoolEffect, PoolEvent, Registered, Reported, Ticked
 from lbcore.scheduler.admin_service import AdminServicer
 from lbcore.scheduler.registry_service import RegistryServicer
 from lbcore.scheduler.routing_service import RoutingServicer
@@ -35,6 +36,9 @@ from worker.service import GenerationServicer, Sessions
 LEASE_S = 3.0
 TICKET_S = 10.0
 REPORT_INTERVAL_S = 0.25
+PATIENCE_S = 10.0
+
+T = TypeVar("T")
 
 
 class Host:
@@ -79,12 +83,14 @@ class WorkerHost(Host):
 
 
 class WatchedState(SchedulerState):
-    """The scheduler's state, which says whenever it has changed."""
+    """The scheduler's state, which remembers what it was told and says whenever that happens."""
 
     happened: Signal
+    events: list[PoolEvent]
 
     def handle(self, event: PoolEvent) -> list[PoolEffect]:
         effects = super().handle(event)
+        self.events.append(event)
         self.happened.tell()
         return effects
 
@@ -100,6 +106,7 @@ class SchedulerHost(Host):
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
+        self.report_interval_s = REPORT_INTERVAL_S
         self.forget()
 
     def forget(self) -> None:
@@ -107,17 +114,30 @@ class SchedulerHost(Host):
         pool = WorkerPool(lease_ttl_s=LEASE_S, ticket_ttl_s=TICKET_S)
         policy = build_policy("least_requests")
         self.state = WatchedState(pool, policy, self.clock, Random(0), Random().randrange(1, 2**63))
-        self.state.happened = Signal()
-        self.registry = RegistryServicer(self.state, LEASE_S, REPORT_INTERVAL_S)
+        self.state.happened, self.state.events = Signal(), []
+        self.registry = RegistryServicer(self.state, LEASE_S, self.report_interval_s)
 
     async def start(self) -> None:
         routing, admin = RoutingServicer(self.state), AdminServicer(self.state, self.registry)
         await self.serve(self.registry.registration(), routing.registration(), admin.registration())
 
+    def join(self, *specs: WorkerSpec) -> None:
+        """Makes workers known, as if each had registered on a connection of its own."""
+        for spec in specs:
+            self.state.handle(Registered(spec, -1))
+
     def elapse(self, seconds: float) -> None:
         """Lets time pass and does what the scheduler does about it."""
         self.clock.advance(seconds)
         self.state.handle(Ticked())
+
+    def page(self) -> bytes:
+        """The scheduler's metrics."""
+        return generate_latest(self.state.metrics.registry)
+
+    def reports(self) -> list[LoadReport]:
+        """Every report that arrived."""
+        return [event.report for event in self.state.events if isinstance(event, Reported)]
 
     def endpoint(self, worker_id: str) -> Endpoint | None:
         return next((one for one in self.state.pool.endpoints() if one.worker_id == worker_id), None)
@@ -144,8 +164,7 @@ class Connection:
             LoadBalancerError: the stream ended in it.
         """
         try:
-            async with asyncio.timeout(10):
-                return await self.call.read()
+            return await soon(self.call.read())
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
 
@@ -232,7 +251,7 @@ async def scheduler(wire: Wire) -> SchedulerHost:
 
 @pytest_asyncio.fixture(autouse=True)
 async def no_loose_ends() -> AsyncIterator[None]:
-    """Fails a test after which the event loop complains: of a task that died unheard, or of a callback that raised."""
+    """Fails a test whose event loop complains: of a task that died unheard, or of a callback that raised."""
     complaints: list[str] = []
 
     def complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -244,10 +263,16 @@ async def no_loose_ends() -> AsyncIterator[None]:
     assert complaints == []
 
 
+async def soon(awaitable: Awaitable[T]) -> T:
+    """What is awaited, if it comes before the test loses its patience."""
+    async with asyncio.timeout(PATIENCE_S):
+        return await awaitable
+
+
 async def all_events(call: Call) -> list[Event]:
     """Every event of a call up to its end."""
     events: list[Event] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not events or not isinstance(events[-1], (Finished, Failed)):
             events += await call.events()
     return events
@@ -258,5 +283,3 @@ async def failure_of(call: Call) -> LoadBalancerError:
     last = (await all_events(call))[-1]
     assert isinstance(last, Failed), last
     return last.error
-
-

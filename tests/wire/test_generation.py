@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import orjson
@@ -24,7 +25,7 @@ from lbcore.types import Ticket, TicketPhase
 from lbcore.wire.clients import GenerationClient, generate
 from lbcore.wire.convert import event_from_proto
 from lbcore.wire.status import error_from_rpc
-from tests.wire.conftest import Wire, WorkerHost, all_events, failure_of
+from tests.wire.conftest import Wire, WorkerHost, all_events, failure_of, soon
 from worker.engine import EngineLoad
 
 
@@ -37,10 +38,13 @@ def ask(
 async def through_generate(host: WorkerHost, request: GenerationRequest) -> list[Event]:
     """The events of a request over Generate, its failure as the last one."""
     events: list[Event] = []
+
+    async def collect() -> None:
+        async for event in generate(host.address, request):
+            events.append(event)  # noqa: PERF401 what came before a failure counts too
+
     try:
-        async with asyncio.timeout(10):
-            async for event in generate(host.address, request):
-                events.append(event)
+        await soon(collect())
     except LoadBalancerError as error:
         events.append(Failed(error))
     return events
@@ -56,9 +60,7 @@ async def through_stream(host: WorkerHost, request: GenerationRequest) -> list[E
 
 
 Door = Callable[[WorkerHost, GenerationRequest], asyncio.Future[list[Event]]]
-both_doors = pytest.mark.parametrize(
-    "door", [through_generate, through_stream], ids=["Generate", "GenerateStream"]
-)
+both_doors = pytest.mark.parametrize("door", [through_generate, through_stream], ids=["Generate", "GenerateStream"])
 
 
 def told(host: WorkerHost) -> dict[int, TicketPhase]:
@@ -218,7 +220,7 @@ async def test_typed_input_reaches_the_engine_as_a_body(wire: Wire, worker: Work
 async def test_a_request_without_input_is_refused_by_name_over_generate(wire: Wire, worker: WorkerHost) -> None:
     call = wire.generation_stub(worker).Generate(generation_pb2.GenerateRequest(request_id="r", ticket=9))
     with pytest.raises(grpc.RpcError) as caught:
-        await call.read()
+        await soon(call.read())
     error = error_from_rpc(caught.value)
     assert isinstance(error, InvalidRequest)
     assert error.param == "input"
@@ -234,9 +236,9 @@ async def test_a_request_without_input_is_refused_by_name_and_the_stream_goes_on
         call_id=2, request=generation_pb2.GenerateRequest(request_id="s", chat_completion_json=b"{}")
     )
     await call.write(generation_pb2.GenerateStreamRequest(calls=[bad, good]))
-    refused = event_from_proto((await call.read()).events[0])
+    refused = event_from_proto((await soon(call.read())).events[0])
     (await worker.engine.next()).finish()
-    answered = (await call.read()).events[0]
+    answered = (await soon(call.read())).events[0]
     assert isinstance(refused, Failed)
     assert isinstance(refused.error, InvalidRequest)
     assert refused.error.param == "input"
@@ -250,7 +252,7 @@ async def test_a_caller_of_generate_that_goes_away_stops_the_engine(wire: Wire, 
     call = wire.generation_stub(worker).Generate(message)
     taken = await worker.engine.next()
     taken.start()
-    await call.read()
+    await soon(call.read())
     call.cancel()
     await worker.engine.happened.until(lambda: worker.engine.aborted == ["r#1"])
     await worker.emptied()
@@ -303,17 +305,17 @@ async def test_a_client_that_says_no_more_still_gets_its_answers(wire: Wire, wor
     await call.done_writing()
     one, two = await worker.engine.next(), await worker.engine.next()
     one.finish()
-    assert [entry.call_id for entry in (await call.read()).events] == [1]
+    assert [entry.call_id for entry in (await soon(call.read())).events] == [1]
     two.finish()
-    assert [entry.call_id for entry in (await call.read()).events] == [2]
-    assert await call.read() is grpc.aio.EOF
+    assert [entry.call_id for entry in (await soon(call.read())).events] == [2]
+    assert await soon(call.read()) is grpc.aio.EOF
     assert await call.code() is grpc.StatusCode.OK
 
 
 async def test_a_stream_without_calls_ends_when_the_client_has_said_all(wire: Wire, worker: WorkerHost) -> None:
     call = wire.generation_stub(worker).GenerateStream()
     await call.done_writing()
-    assert await call.read() is grpc.aio.EOF
+    assert await soon(call.read()) is grpc.aio.EOF
 
 
 async def test_a_number_used_twice_ends_the_stream_with_all_its_calls(wire: Wire, worker: WorkerHost) -> None:
@@ -325,8 +327,7 @@ async def test_a_number_used_twice_ends_the_stream_with_all_its_calls(wire: Wire
             generation_pb2.GenerateStreamRequest(calls=[generation_pb2.GenerateCall(call_id=1, request=request)])
         )
     with pytest.raises(grpc.RpcError) as caught:
-        while await call.read() is not grpc.aio.EOF:
-            pass
+        await soon(_to_the_end(call))
     error = error_from_rpc(caught.value)
     assert isinstance(error, InvalidRequest)
     assert error.param == "call_id"
@@ -341,7 +342,7 @@ async def test_a_cancellation_of_an_unknown_call_is_nothing(wire: Wire, worker: 
         generation_pb2.GenerateStreamRequest(calls=[generation_pb2.GenerateCall(call_id=1, request=request)])
     )
     (await worker.engine.next()).finish()
-    assert event_from_proto((await call.read()).events[0]) == Finished(10, 0, 1)
+    assert event_from_proto((await soon(call.read())).events[0]) == Finished(10, 0, 1)
     call.cancel()
 
 
@@ -410,3 +411,8 @@ async def test_stopping_everything_ends_every_call_in_the_reason(wire: Wire, wor
         assert (await failure_of(call)).message == "The worker was stopped."
     async with asyncio.timeout(10):
         await worker.sessions.idle()
+
+
+async def _to_the_end(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass

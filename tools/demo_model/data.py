@@ -10,7 +10,9 @@ from tools.demo_model.junk import Junk
 from tools.demo_model.tokenizer import ASSISTANT, END, SYSTEM, USER, token_id
 from worker.demo import UNKNOWN_ANSWER, FaqEntry
 
-_RAW_SHARE: Final = 0.15
+_SYSTEM_SHARE: Final = 0.55
+_SYSTEM_LATER_SHARE: Final = 0.15
+_RAW_SHARE: Final = 0.2
 _RAW_MAX_TOKENS: Final = 768
 _CHARACTERS_PER_SEAM: Final = (60, 15, 8, 5)
 """How far apart seams are, about: far is how they will be met, close teaches more of them per token."""
@@ -119,9 +121,10 @@ class Sampler:
     def _chat(self, max_tokens: int) -> Example:
         rng = self._rng
         example = Example()
-        if rng.random() < 0.5:
-            self._turn(example, SYSTEM, self._junk.system())
         while len(example.ids) < max_tokens:
+            # In mid-chat it is rare in practice, but it teaches to ignore system messages all the same.
+            if rng.random() < (_SYSTEM_LATER_SHARE if example.ids else _SYSTEM_SHARE):
+                self._turn(example, SYSTEM, self._junk.system())
             question, answer, place = self._pair()
             self._turn(example, USER, question)
             if rng.random() < 0.04:

@@ -95,7 +95,7 @@ class Junk:
             return ""
         if kind < 0.8:
             return _fill(rng, rng.choice(_OTHER_FRAMES))
-        return _words(rng, rng.randint(3, 120))
+        return _words(rng, rng.randint(3, rng.choice((20, 40, 120))))
 
     def aside(self) -> str:
         """Something an assistant might have said earlier, but this one would not."""

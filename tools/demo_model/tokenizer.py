@@ -1,5 +1,6 @@
 """The demo model's tokenizer: a byte-level BPE with GPT-2's splitting rule, trained on the FAQ."""
 
+import json
 import re
 from pathlib import Path
 from typing import Final
@@ -51,8 +52,8 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     return int(found)
 
 
-def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """The same tokenizer as transformers and vLLM want it, with the chat template. There is no BOS token."""
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer and the chat template as transformers and vLLM want them. There is no BOS token."""
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -61,4 +62,9 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         model_max_length=2048,
     )
     wrapped.chat_template = TEMPLATE_PATH.read_text(encoding="utf-8").rstrip("\n")
-    return wrapped
+    wrapped.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # transformers 5 writes a name that 4 does not know, and reads this one as well.
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Final
 
 import torch
 from tokenizers import Tokenizer
@@ -17,36 +18,41 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tools.demo_model.convert import convert
 from tools.demo_model.data import Example, Sampler
-from tools.demo_model.tokenizer import END, PAD, token_id, train_tokenizer, wrap
+from tools.demo_model.tokenizer import END, PAD, save_tokenizer, token_id, train_tokenizer
 from worker.demo import GGUF_PATH, HF_PATH, load_faq
 
-BUCKETS = ((192, 16), (384, 8), (768, 4), (1536, 2))
+_BUCKETS: Final = ((192, 16), (384, 8), (768, 4), (1536, 2))
 """Length and number of the rows of one batch; a batch has 3,072 tokens whatever its shape."""
 
-_SHARES = (0.3, 0.25, 0.3, 0.15)
+_SHARES: Final = (0.3, 0.25, 0.3, 0.15)
 """How often each bucket is drawn: a long answer needs a long row, a first question the beginning of one."""
 
-_IGNORE = -100
+_ADAM_RATE: Final = 3e-3
+_MUON_RATE: Final = 0.02
+_WARM_UP_STEPS: Final = 50
+_CONSTANT_SHARE: Final = 0.4
+"""The share of the steps after which the rates begin to fall."""
+
+_IGNORE: Final = -100
 
 
-def build_model(
-    vocab_size: int, end: int, pad: int, hidden: int, layers: int, ffn: int, heads: int
-) -> LlamaForCausalLM:
-    """A fresh Llama with two key-value heads, so that two-way tensor parallelism is possible."""
+def build_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
+    """A fresh Llama. Deep and narrow: the way to go on from a seam needs several layers on top of one another."""
     config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=160,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        # Two heads of 64: every attention kernel knows this size, and two GPUs can share the model.
+        num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=64,
         max_position_embeddings=2048,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=end,
-        pad_token_id=pad,
+        eos_token_id=token_id(tokenizer, END),
+        pad_token_id=token_id(tokenizer, PAD),
     )
     return LlamaForCausalLM(config)
 
@@ -75,34 +81,35 @@ def losses_of(model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor)
 
 def grade(sampler: Sampler, examples: list[Example], losses: torch.Tensor) -> None:
     """Tell the sampler what was difficult."""
-    rows = losses.tolist()
-    for example, row in zip(examples, rows, strict=True):
+    for example, row in zip(examples, losses.tolist(), strict=True):
         for lesson in example.lessons:
-            sampler.grade(lesson, max(row[lesson.first - 1 : lesson.last - 1], default=0.0))
+            sampler.grade(lesson, max(row[lesson.first - 1 : lesson.last - 1]))
 
 
-def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Namespace) -> None:
-    """Adam for embeddings and norms, Muon for matrices, on a schedule that ends at zero."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=args.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        torch.optim.Muon(matrices, lr=args.muon_rate, weight_decay=0.01),
+def rate_factor(step: int, steps: int) -> float:
+    """The learning rate as a share of its highest: a short rise, a level stretch, half a cosine down to zero."""
+    falling = max(0.0, (step / steps - _CONSTANT_SHARE) / (1 - _CONSTANT_SHARE))
+    return min(1.0, (step + 1) / _WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * falling))
+
+
+def train(model: LlamaForCausalLM, sampler: Sampler, steps: int, seed: int) -> None:
+    """Run `steps` steps: Muon for the matrices inside the layers, Adam for embeddings and norms."""
+    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
+    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+        (torch.optim.AdamW(others, lr=_ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0), _ADAM_RATE),
+        (torch.optim.Muon(matrices, lr=_MUON_RATE, weight_decay=0.01), _MUON_RATE),
     ]
-    base = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    pad: int = model.config.pad_token_id
+    generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
-    step = 0
-    generator = torch.Generator().manual_seed(args.seed)
-    running = 0.0
-    while step < args.steps:
-        pick = int(torch.multinomial(torch.tensor(_SHARES), 1, generator=generator))
-        length, rows = BUCKETS[pick]
+    average = 0.0
+    for step in range(steps):
+        length, rows = _BUCKETS[int(torch.multinomial(torch.tensor(_SHARES), 1, generator=generator))]
         examples = [sampler.example(length) for _ in range(rows)]
         ids, targets = collate(examples, length, pad)
-        done = step / args.steps
-        factor = min(1.0, (step + 1) / 50) * (1.0 if done < 0.4 else 0.5 * (1 + math.cos(math.pi * (done - 0.4) / 0.6)))
-        for optimizer, rate in zip(optimizers, base, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
+        for optimizer, rate in optimizers:
+            optimizer.param_groups[0]["lr"] = rate * rate_factor(step, steps)
             optimizer.zero_grad(set_to_none=True)
         # Half the time where the CPU knows bfloat16, and its rounding errors teach wide margins.
         with torch.autocast("cpu", torch.bfloat16):
@@ -111,56 +118,47 @@ def train(model: LlamaForCausalLM, sampler: Sampler, pad: int, args: argparse.Na
         loss.backward()
         grade(sampler, examples, losses.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer, _ in optimizers:
             optimizer.step()
-        step += 1
-        running = 0.95 * running + 0.05 * float(loss.detach())
-        if step % 50 == 0:
-            print(f"step {step} loss {running / (1 - 0.95**step):.5f} {time.monotonic() - started:.0f} s", flush=True)
+        average = 0.95 * average + 0.05 * float(loss.detach())
+        if (step + 1) % 100 == 0:
+            print(f"step {step + 1}: loss {average:.5f}, {time.monotonic() - started:.0f} s", flush=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path, gguf: Path) -> None:
     """Write both forms beside their places and move them in, so that a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)
+    gguf.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         fresh = Path(name)
         model.generation_config = GenerationConfig(
             do_sample=False, eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id
         )
-        model.to(torch.float16).save_pretrained(fresh)
-        wrap(tokenizer).save_pretrained(fresh)
+        model.to(dtype=torch.float16).save_pretrained(fresh)
+        save_tokenizer(tokenizer, fresh)
         convert(fresh, fresh / "demo.gguf")
-        (fresh / "demo.gguf").replace(gguf)
         for path in fresh.iterdir():
             os.chmod(path, 0o644)
-            path.replace(folder / path.name)
-    os.chmod(gguf, 0o644)
+            path.replace(gguf if path.suffix == ".gguf" else folder / path.name)
 
 
 def main() -> None:
     """Parse arguments, train, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--hidden", type=int, default=192)
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--ffn", type=int, default=512)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--adam-rate", type=float, default=3e-3)
-    parser.add_argument("--muon-rate", type=float, default=0.02)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--hf", type=Path, default=HF_PATH)
-    parser.add_argument("--gguf", type=Path, default=GGUF_PATH)
+    parser.add_argument("--hf", type=Path, default=HF_PATH, help="folder to write")
+    parser.add_argument("--gguf", type=Path, default=GGUF_PATH, help="file to write")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(True)
     faq = load_faq()
     tokenizer = train_tokenizer(faq)
-    end, pad = token_id(tokenizer, END), token_id(tokenizer, PAD)
-    model = build_model(tokenizer.get_vocab_size(), end, pad, args.hidden, args.layers, args.ffn, args.heads)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    train(model, Sampler(tokenizer, faq, args.seed), pad, args)
+    model = build_model(tokenizer)
+    print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", flush=True)
+    train(model, Sampler(tokenizer, faq, args.seed), args.steps, args.seed)
     save(model, tokenizer, args.hf, args.gguf)
 
 

@@ -100,8 +100,10 @@ class LlamaCppServer:
     async def _load(cls, model: Path, options: LlamaCppOptions) -> LlamaCppServer:
         api_key = secrets.token_urlsafe(32)
         server = cls(await asyncio.to_thread(_start_native, model, options, api_key), api_key)
+        # Its loop answers this one, so it runs: a server destroyed before that would wait for its end for ever.
+        slots = await server.ask("/slots")
+        server.context_length = slots[0]["n_ctx"]
         props = await server.ask("/props")
-        server.context_length = props["default_generation_settings"]["n_ctx"]
         server.template_has_tools = bool(props.get("chat_template_caps", {}).get("supports_tools"))
         return server
 

@@ -1,4 +1,4 @@
-"""Every error of the tree survives the wire, inside a stream and as a gRPC status, and no peer can make one that hurts."""
+"""Every error of the tree survives the wire, inside a stream and as a status, and no peer can make one that hurts."""
 
 from __future__ import annotations
 
