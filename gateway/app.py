@@ -38,7 +38,7 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
     workers = GenerationClients()
     metrics = GatewayMetrics()
     fleet = Fleet(on_change=workers.keep_only)
-    dispatcher = Dispatcher(routing, workers)
+    dispatcher = Dispatcher(routing, workers, clock)
     handlers = Handlers(config, dispatcher, fleet, metrics, clock, place)
     # Cancellation: a client that goes away must stop its request at the worker, streaming or not.
     runner = web.AppRunner(

@@ -193,6 +193,8 @@ class Handlers:
             return await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise too_large from None
+        except web.RequestPayloadError:
+            raise InvalidRequest("The request body is not encoded as its headers say.") from None
 
     async def _models(self, request: web.Request) -> web.Response:
         return _json(model_list(self._fleet.models()))
@@ -262,6 +264,9 @@ async def _openai_errors(
         return _response(answer, _request_id(request))
     except web.HTTPClientError as error:
         return _response(openai_error(InvalidRequest(error.reason)), _request_id(request))
+    except ConnectionError:
+        # The client went away in the middle of its answer; nobody is there to hear of it.
+        raise
     except Exception as error:
         log.exception("request_crashed", path=request.path[:256])
         return _response(openai_error(error), _request_id(request))

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import orjson
 
+from lbcore.clock import MonotonicClock
 from lbcore.dispatch import Dispatcher
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Delta, Dialect, Event, Finished, FinishReason, GenerationRequest
@@ -44,7 +45,7 @@ class Client:
     def __init__(self, scheduler: str, *, timeout_s: float | None = 600.0) -> None:
         self._routing = RoutingClient(scheduler)
         self._workers = GenerationClients()
-        self._dispatcher = Dispatcher(self._routing, self._workers)
+        self._dispatcher = Dispatcher(self._routing, self._workers, MonotonicClock())
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
@@ -66,8 +67,9 @@ class Client:
         """The events of a chat answer as they come; the last one is Finished."""
         body = {"model": model, "messages": messages, **fields}
         prompt = b"".join(f"\0{message.get('role')}\0{message.get('content')}".encode() for message in messages)
-        async for event in self._events(Dialect.CHAT, model, body, prompt, request_id):
-            yield event
+        async with aclosing(self._events(Dialect.CHAT, model, body, prompt, request_id)) as events:
+            async for event in events:
+                yield event
 
     async def text(
         self, model: str, prompt: str | Sequence[int], *, request_id: str = "", **fields: object
@@ -75,8 +77,9 @@ class Client:
         """The events of a text completion as they come; `prompt` is text or token ids."""
         hashed = prompt.encode() if isinstance(prompt, str) else orjson.dumps(list(prompt))
         body = {"model": model, "prompt": prompt if isinstance(prompt, str) else list(prompt), **fields}
-        async for event in self._events(Dialect.COMPLETION, model, body, hashed, request_id):
-            yield event
+        async with aclosing(self._events(Dialect.COMPLETION, model, body, hashed, request_id)) as events:
+            async for event in events:
+                yield event
 
     async def complete(
         self, model: str, prompt: str | Sequence[int] | Sequence[Mapping[str, object]], **fields: object
@@ -113,7 +116,7 @@ class Client:
             prompt_bytes=len(prompt),
             prefix_hashes=block_hashes(prompt),
             prefix_block_bytes=PREFIX_BLOCK_BYTES,
-            max_output_tokens=limit if isinstance(limit, int) else 0,
+            max_output_tokens=limit if type(limit) is int else 0,
         )
         async with aclosing(self._dispatcher.run(facts, request)) as batches:
             async for batch in batches:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from lbcore.clock import Clock
 from lbcore.errors import LoadBalancerError, NoReadyWorker, Saturated, StreamInterrupted, WorkerUnreachable
 from lbcore.generation import Delta, Event, Failed, Finished, GenerationRequest
-from lbcore.types import Route, RouteFacts, Target, Ticket, WorkerId
+from lbcore.types import NO_TICKET, Route, RouteFacts, Target, Ticket, WorkerId
 from lbcore.wire.clients import GenerationClients, RoutingClient
 
 log = structlog.get_logger()
@@ -37,15 +38,17 @@ def _nobody(attempt: Attempt) -> None:
 class Dispatcher:
     """Carries requests to workers."""
 
-    def __init__(self, routing: RoutingClient, workers: GenerationClients) -> None:
+    def __init__(self, routing: RoutingClient, workers: GenerationClients, clock: Clock) -> None:
         self._routing = routing
         self._workers = workers
+        self._clock = clock
 
     async def run(
         self, facts: RouteFacts, request: GenerationRequest, observe: Callable[[Attempt], None] = _nobody
     ) -> AsyncGenerator[list[Event], None]:
         """The answer to a request, in batches of whatever has arrived; the last batch ends with Finished.
 
+        `request.timeout_s` is the time for all attempts together, and for finding out where to make them.
         `observe` hears of every attempt when it begins, and again if it fails. Close the iterator to stop the request:
         the worker is told and nothing stays booked.
 
@@ -56,39 +59,47 @@ class Dispatcher:
         abandoned: tuple[Ticket, ...] = ()
         fallbacks: tuple[Target, ...] = ()
         failure: LoadBalancerError | None = None
+        began = self._clock.now()
         while True:
+            left_s = None if request.timeout_s is None else request.timeout_s - (self._clock.now() - began)
             try:
-                route = await self._routing.route(replace(facts, tried=facts.tried | tried), abandoned)
+                route = await self._routing.route(replace(facts, tried=facts.tried | tried), abandoned, left_s)
             except LoadBalancerError as error:
-                # Without a scheduler the last decision's other candidates still serve; refused by one, they do not.
+                # Nobody ready, as far as anybody knows: the last decision's other candidates may still be there. Full
+                # ones are not asked, a model that is not there is nowhere, and a deadline is over everywhere.
                 target = next((t for t in fallbacks if t.worker_id not in tried), None)
                 if target is None or not isinstance(error, NoReadyWorker):
                     raise self._verdict(failure, error) from error
-                route = Route(target, Ticket(0))
+                route = Route(target, NO_TICKET)
             tried.add(route.target.worker_id)
             fallbacks = route.fallbacks or fallbacks
             observe(Attempt(route.target.worker_id, None))
             # Nothing is passed on before the first token: until then another worker can start afresh.
             held: list[Event] = []
-            answering = False
-            call = self._workers.to(route.target).begin(replace(request, ticket=route.ticket))
+            passed_on = False
+            call = self._workers.to(route.target).begin(replace(request, ticket=route.ticket, timeout_s=left_s))
+            heard = False
             try:
                 while True:
                     held += await call.events()
+                    heard = True
                     last = held[-1]
-                    answering = answering or any(isinstance(event, Delta) for event in held)
                     if isinstance(last, Failed):
                         break
-                    if answering or isinstance(last, Finished):
+                    if passed_on or isinstance(last, Finished) or any(isinstance(event, Delta) for event in held):
                         yield held
+                        passed_on = True
                         held = []
                         if isinstance(last, Finished):
                             return
             finally:
                 call.cancel()
+                if not heard:
+                    # Given up before a word from the worker, which may never have heard of the ticket.
+                    self._routing.release(route.ticket)
             failure = last.error
             observe(Attempt(route.target.worker_id, failure))
-            if answering:
+            if passed_on:
                 if len(held) > 1:
                     yield held[:-1]
                 if isinstance(failure, WorkerUnreachable):
@@ -102,6 +113,7 @@ class Dispatcher:
                 attempt=len(tried),
             )
             if not failure.retry_elsewhere or len(tried) >= MAX_ATTEMPTS:
+                self._routing.release(route.ticket)
                 raise failure
             abandoned = (route.ticket,)
 

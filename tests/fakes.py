@@ -7,7 +7,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 
-from lbcore.errors import Cancelled, LoadBalancerError
+from lbcore.errors import Cancelled, EngineFailed, LoadBalancerError, WorkerUnreachable
 from lbcore.generation import Delta, Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
@@ -135,6 +135,8 @@ class ScriptedEngine:
         self.happened = Signal()
         self.is_stubborn = False
         self.measured = EngineLoad()
+        self.is_closed = False
+        self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._untaken: asyncio.Queue[ScriptedRequest] = asyncio.Queue()
 
     async def next(self) -> ScriptedRequest:
@@ -161,8 +163,18 @@ class ScriptedEngine:
     def load(self) -> EngineLoad:
         return self.measured
 
+    def break_down(self, why: str) -> None:
+        """Ends the engine for good, and every request in it."""
+        for taken in self.requests.values():
+            if not taken.is_over:
+                taken.fail(EngineFailed(why))
+        self._failure.set_result(why)
+
     async def failed(self) -> str:
-        return await asyncio.get_running_loop().create_future()
+        return await self._failure
 
     async def close(self) -> None:
-        pass
+        self.is_closed = True
+        for taken in self.requests.values():
+            if not taken.is_over:
+                taken.fail(WorkerUnreachable("The engine was closed."))

@@ -136,10 +136,14 @@ class Worker:
     async def _report(self, reporter: Reporter) -> None:
         try:
             await reporter.run()
+            return
         except NameTaken as error:
             log.error("name_taken", reason=error.message)
-            self._exit_status = 1
-            self._stop.set()
+        except Exception:
+            # A worker that nobody hears of serves nobody: better gone and started again than alive and unknown.
+            log.exception("reporting_crashed")
+        self._exit_status = 1
+        self._stop.set()
 
     def _ordered_to_drain(self, deadline_s: float | None) -> None:
         if deadline_s is not None:

@@ -10,9 +10,11 @@ MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _BOTH = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A peer whose machine vanished sends no reset: pings find it within the sum of these.
+    # A peer whose machine vanished, or whose process stands still, sends no reset: pings find it within the sum of time
+    # and timeout. Without the second timeout a ping that the peer's kernel acknowledged would be waited for a minute.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # Streams are often quiet, and gRPC stops its pings after two that no data came between.
     ("grpc.http2.max_pings_without_data", 0),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc
 
 from lbcore.api.v1 import generation_pb2, generation_pb2_grpc, routing_pb2, routing_pb2_grpc
-from lbcore.errors import BodyTooLarge, NoReadyWorker, WorkerUnreachable
+from lbcore.errors import BodyTooLarge, DeadlineExceeded, NoReadyWorker, WorkerUnreachable
 from lbcore.generation import Event, Failed, Finished, GenerationRequest
 from lbcore.types import NO_TICKET, Epoch, Route, RouteFacts, Target, Ticket, WorkerId, WorkerStatus
 from lbcore.wire.channel import MAX_MESSAGE_BYTES, open_channel
@@ -25,6 +25,9 @@ from lbcore.wire.status import error_from_failure, error_from_rpc
 
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES - 1024 * 1024
 """The largest body that a message has room for, beside a request's other fields."""
+
+GRACE_S = 5.0
+"""A worker ends a request itself when its time is over; one that has not done so this much later hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +51,27 @@ class RoutingClient:
         self._waiting: dict[int, asyncio.Future[Route]] = {}
         self._next_call_id = 0
 
-    async def route(self, facts: RouteFacts, abandoned: tuple[Ticket, ...] = ()) -> Route:
+    async def route(
+        self, facts: RouteFacts, abandoned: tuple[Ticket, ...] = (), timeout_s: float | None = None
+    ) -> Route:
         """Where to send a request. `abandoned` are tickets of its earlier attempts that never reached a worker.
 
-        A cancelled caller leaves nothing booked: the ticket is given back when the answer comes.
+        A caller that was cancelled, or whose time is over, leaves nothing booked: the ticket is given back when the
+        answer comes.
 
         Raises:
             NoReadyWorker: nobody can serve now, or the scheduler cannot be reached.
+            DeadlineExceeded: there was no answer in time.
             LoadBalancerError: as the scheduler says.
         """
         self._next_call_id += 1
-        message = routing_pb2.RouteCall(call_id=self._next_call_id, request=facts_to_proto(facts, abandoned))
-        answer: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
+        request = facts_to_proto(facts, abandoned, timeout_s)
+        message = routing_pb2.RouteCall(call_id=self._next_call_id, request=request)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Route] = loop.create_future()
         self._waiting[message.call_id] = answer
         self._mux.send(message)
+        timer = None if timeout_s is None else loop.call_later(timeout_s, _give_up, answer)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -69,6 +79,9 @@ class RoutingClient:
             if answer.done() and not answer.cancelled() and answer.exception() is None:
                 self.release(answer.result().ticket)
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def release(self, ticket: Ticket) -> None:
         """Gives back a ticket whose request never reached a worker."""
@@ -114,6 +127,11 @@ class RoutingClient:
                 answer.set_exception(NoReadyWorker("The scheduler cannot be reached."))
 
 
+def _give_up(answer: asyncio.Future[Route]) -> None:
+    if not answer.done():
+        answer.set_exception(DeadlineExceeded("No worker was found in time."))
+
+
 def _route_batch(items: list[routing_pb2.RouteCall | Ticket]) -> routing_pb2.RouteStreamRequest:
     message = routing_pb2.RouteStreamRequest()
     for item in items:
@@ -127,11 +145,12 @@ def _route_batch(items: list[routing_pb2.RouteCall | Ticket]) -> routing_pb2.Rou
 class Call:
     """One request under way at a worker. Its events are read in batches: whatever has arrived since the last look."""
 
-    __slots__ = ("_client", "_events", "_waiter", "call_id")
+    __slots__ = ("_client", "_events", "_timer", "_waiter", "call_id")
 
     def __init__(self, client: GenerationClient, call_id: int) -> None:
         self._client = client
         self._events: list[Event] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.call_id = call_id
 
@@ -149,6 +168,19 @@ class Call:
     def cancel(self) -> None:
         """Stops the request at the worker, unless it has ended. Nothing more is said of it here."""
         self._client.cancel(self.call_id)
+
+    def start_timer(self, seconds: float) -> None:
+        """Ends the call in DeadlineExceeded unless it ends before."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up)
+
+    def stop_timer(self) -> None:
+        """The call has ended, or nobody waits for it."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _give_up(self) -> None:
+        self.cancel()
+        self.put(Failed(DeadlineExceeded("The worker did not answer in time.")))
 
     def put(self, event: Event) -> None:
         """Takes an event from the stream."""
@@ -180,12 +212,17 @@ class GenerationClient:
         message = generation_pb2.GenerateCall(call_id=call.call_id, request=generation_to_proto(request))
         self._calls[call.call_id] = call
         self._mux.send(message)
+        if request.timeout_s is not None:
+            call.start_timer(request.timeout_s + GRACE_S)
         return call
 
     def cancel(self, call_id: int) -> None:
         """Stops a call that has not ended."""
-        if self._calls.pop(call_id, None) is not None and self._mux.is_open:
-            self._mux.send(call_id)
+        call = self._calls.pop(call_id, None)
+        if call is not None:
+            call.stop_timer()
+            if self._mux.is_open:
+                self._mux.send(call_id)
 
     @property
     def idle(self) -> bool:
@@ -207,11 +244,13 @@ class GenerationClient:
                 continue
             if isinstance(event, (Finished, Failed)):
                 del calls[entry.call_id]
+                call.stop_timer()
             call.put(event)
 
     def _lost(self, error: grpc.RpcError | None) -> None:
         calls, self._calls = self._calls, {}
         for call in calls.values():
+            call.stop_timer()
             call.put(Failed(WorkerUnreachable("The worker cannot be reached.")))
 
 

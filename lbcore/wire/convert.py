@@ -216,7 +216,9 @@ def worker_status_from_proto(message: worker_pb2.WorkerStatus) -> WorkerStatus:
     )
 
 
-def facts_to_proto(facts: RouteFacts, abandoned: tuple[Ticket, ...] = ()) -> routing_pb2.RouteRequest:
+def facts_to_proto(
+    facts: RouteFacts, abandoned: tuple[Ticket, ...] = (), timeout_s: float | None = None
+) -> routing_pb2.RouteRequest:
     """A question as a message. Numbers too large for it become the largest: it is the engine that refuses them."""
     return routing_pb2.RouteRequest(
         request_id=facts.request_id,
@@ -226,6 +228,7 @@ def facts_to_proto(facts: RouteFacts, abandoned: tuple[Ticket, ...] = ()) -> rou
         prefix_block_byte_count=facts.prefix_block_bytes,
         max_output_token_count=_uint32(facts.max_output_tokens),
         priority=facts.priority,
+        timeout_ms=_milliseconds(timeout_s),
         session_id=facts.session_id,
         tried_worker_ids=facts.tried,
         abandoned_tickets=abandoned,
@@ -283,7 +286,7 @@ def generation_to_proto(request: GenerationRequest) -> generation_pb2.GenerateRe
     message = generation_pb2.GenerateRequest(
         request_id=request.request_id,
         ticket=request.ticket,
-        timeout_ms=0 if request.timeout_s is None else max(1, round(min(request.timeout_s * 1000, _UINT32))),
+        timeout_ms=_milliseconds(request.timeout_s),
         priority=request.priority,
     )
     if request.dialect is Dialect.CHAT:
@@ -465,6 +468,11 @@ def _delta_from_proto(message: generation_pb2.Delta) -> Delta:
 def _measure(value: float) -> float:
     # A peer may send NaN, infinity or a negative number; "nothing measured" is the honest reading of all three.
     return value if 0.0 < value < 1e12 else 0.0
+
+
+def _milliseconds(timeout_s: float | None) -> int:
+    # 0 stands for no limit, so that what is over already becomes the shortest there is.
+    return 0 if timeout_s is None else max(1, round(min(timeout_s * 1000, _UINT32)))
 
 
 def _uint32(value: int) -> int:

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from lbcore.api.v1 import generation_pb2
-from lbcore.errors import BodyTooLarge, WorkerUnreachable
+from lbcore.errors import BodyTooLarge, DeadlineExceeded, WorkerUnreachable
 from lbcore.generation import Delta, Dialect, Event, Finished, GenerationRequest, Started
 from lbcore.types import Epoch, Target, WorkerId
 from lbcore.wire import channel, clients, mux
@@ -28,11 +28,12 @@ def ask(request_id: str = "r", body: bytes = b"{}") -> GenerationRequest:
 
 
 class StrangeHost(Host):
-    """A peer that answers GenerateStream with bytes of its own choice, and then ends the stream."""
+    """A peer that answers GenerateStream with bytes of its own choice, and then ends the stream, or hangs."""
 
-    def __init__(self, *answers: bytes) -> None:
+    def __init__(self, *answers: bytes, hangs: bool = False) -> None:
         super().__init__()
         self._answers = answers
+        self._hangs = hangs
         self._grpc = new_server()
 
     async def start(self) -> None:
@@ -51,13 +52,17 @@ class StrangeHost(Host):
         await context.read()
         for answer in self._answers:
             await context.write(answer)
+        if self._hangs:
+            await asyncio.get_running_loop().create_future()
 
 
-class SlowDoor(Host):
-    """A port that passes everything on to another, but begins to do so late."""
+class Door(Host):
+    """A port that passes everything on to another while it is open; it may open late, and shut at any time."""
 
-    def __init__(self, behind: Host, delay_s: float) -> None:
+    def __init__(self, behind: Host, delay_s: float = 0.0) -> None:
         super().__init__()
+        self.opened = asyncio.Event()
+        self.opened.set()
         self._behind = behind
         self._delay_s = delay_s
         self._server: asyncio.Server | None = None
@@ -88,9 +93,9 @@ class SlowDoor(Host):
             writer.close()
             back.close()
 
-    @staticmethod
-    async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _copy(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         while data := await source.read(65536):
+            await self.opened.wait()
             sink.write(data)
 
 
@@ -194,12 +199,30 @@ async def test_a_new_client_does_not_wait_for_what_an_old_one_found_closed(wire:
 
 async def test_a_connection_may_take_longer_than_a_blink(wire: Wire, worker: WorkerHost) -> None:
     # Two round trips around the world, or a machine that is busy loading a model.
-    door = SlowDoor(worker, 0.3)
+    door = Door(worker, delay_s=0.3)
     await door.start()
     client = GenerationClient(door.address)
     call = client.begin(ask())
     (await worker.engine.next()).answer("there")
     assert (await all_events(call))[-1] == Finished(10, 0, 1)
+    await client.close()
+    await door.stop()
+
+
+async def test_a_worker_that_stands_still_is_found_by_pings(
+    wire: Wire, worker: WorkerHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurried = {"grpc.keepalive_time_ms": 100, "grpc.keepalive_timeout_ms": 100, "grpc.http2.ping_timeout_ms": 100}
+    options = tuple((name, hurried.get(name, value)) for name, value in channel._CLIENT)
+    monkeypatch.setattr(channel, "_CLIENT", options)
+    door = Door(worker)
+    await door.start()
+    client = GenerationClient(door.address)
+    call = client.begin(ask())
+    (await worker.engine.next()).say("one")
+    assert await soon(call.events()) == [Delta(text="one")]
+    door.opened.clear()
+    assert isinstance(await failure_of(call), WorkerUnreachable)
     await client.close()
     await door.stop()
 
@@ -319,6 +342,33 @@ async def test_a_body_that_no_message_can_carry_fails_alone(
     (await worker.engine.next()).answer("one")
     assert (await all_events(good))[-1] == Finished(10, 0, 1)
     assert channel.MAX_MESSAGE_BYTES > 100
+
+
+async def test_a_worker_that_forgets_its_deadline_is_given_up(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "GRACE_S", 0.01)
+    host = StrangeHost(hangs=True)
+    await host.start()
+    client = wire.generation_client(host)
+    late = client.begin(GenerationRequest("r", Dialect.CHAT, b"{}", timeout_s=0.01))
+    assert isinstance(await failure_of(late), DeadlineExceeded)
+    assert client.idle
+    await host.stop()
+
+
+async def test_a_call_that_ended_in_time_is_not_ended_again(
+    wire: Wire, worker: WorkerHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "GRACE_S", 0.0)
+    client = wire.generation_client(worker)
+    done = client.begin(GenerationRequest("done", Dialect.CHAT, b"{}", timeout_s=0.05))
+    (await worker.engine.next()).answer("one")
+    assert (await all_events(done))[-1] == Finished(10, 0, 1)
+    late = client.begin(GenerationRequest("late", Dialect.CHAT, b"{}", timeout_s=0.05))
+    assert isinstance(await failure_of(late), DeadlineExceeded)
+    waiting = asyncio.ensure_future(done.events())
+    await settle()
+    assert not waiting.done()
+    waiting.cancel()
 
 
 async def test_a_cancelled_call_says_nothing_more(wire: Wire, worker: WorkerHost) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from lbcore.api.v1 import load_pb2, registry_pb2
 from lbcore.errors import InvalidRequest, LeaseLost, NameTaken, NotFound
 from lbcore.scheduler.app import sweep
-from lbcore.types import EndpointState, Epoch, LoadReport, RouteFacts, Ticket, TicketPhase, TicketUpdate, WorkerId
+from lbcore.types import EndpointState, LoadReport, RouteFacts, Ticket, TicketPhase, TicketUpdate, WorkerId
 from lbcore.wire.convert import spec_to_proto
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
@@ -177,9 +176,7 @@ async def test_a_restarted_worker_replaces_itself_at_once(wire: Wire, scheduler:
     assert await new.report(LoadReport(1, running_requests=1)) == 1
 
 
-async def test_the_end_of_the_replaced_process_does_not_touch_the_new_one(
-    wire: Wire, scheduler: SchedulerHost
-) -> None:
+async def test_the_end_of_the_replaced_process_does_not_touch_the_new_one(wire: Wire, scheduler: SchedulerHost) -> None:
     old, new = wire.connection(scheduler), wire.connection(scheduler)
     await old.register(spec(epoch=1))
     await new.register(spec(epoch=2))

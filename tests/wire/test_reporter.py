@@ -163,9 +163,7 @@ async def test_a_change_is_told_at_once(quiet_scheduler: SchedulerHost, reportin
     await reported(quiet_scheduler, queued_requests=0, sequence=3)
 
 
-async def test_a_burst_of_changes_makes_few_reports(
-    quiet_scheduler: SchedulerHost, reporting: ReportingWorker
-) -> None:
+async def test_a_burst_of_changes_makes_few_reports(quiet_scheduler: SchedulerHost, reporting: ReportingWorker) -> None:
     before = len(quiet_scheduler.reports())
     for number in range(100):
         reporting.accept(str(number))

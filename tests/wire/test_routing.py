@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from lbcore.api.v1 import routing_pb2
-from lbcore.errors import InvalidRequest, LoadBalancerError, ModelNotFound, NoReadyWorker, Saturated
+from lbcore.errors import DeadlineExceeded, InvalidRequest, LoadBalancerError, ModelNotFound, NoReadyWorker, Saturated
 from lbcore.pool_events import Deregistered, Disconnected, DrainNoticed, Reported
 from lbcore.types import (
     Capacity,
@@ -188,6 +188,27 @@ async def test_a_caller_cancelled_as_its_answer_comes_leaves_nothing_booked(
     monkeypatch.setattr(clients, "route_from_proto", read_and_cancel)
     with pytest.raises(asyncio.CancelledError):
         await soon(caller)
+    await scheduler.state.happened.until(lambda: scheduler.credit() == (0, 0))
+
+
+async def test_an_answer_that_comes_too_late_is_given_back(
+    wire: Wire, scheduler: SchedulerHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.join(spec())
+    late: list[Callable[[], None]] = []
+    deliver = RoutingClient._deliver
+
+    def deliver_late(client: RoutingClient, message: routing_pb2.RouteStreamResponse) -> None:
+        late.append(lambda: deliver(client, message))
+        scheduler.state.happened.tell()
+
+    monkeypatch.setattr(RoutingClient, "_deliver", deliver_late)
+    client = wire.routing_client(scheduler)
+    with pytest.raises(DeadlineExceeded):
+        await soon(client.route(facts(), timeout_s=0.01))
+    await scheduler.state.happened.until(lambda: late)
+    assert scheduler.credit()[0] == 1
+    late[0]()
     await scheduler.state.happened.until(lambda: scheduler.credit() == (0, 0))
 
 

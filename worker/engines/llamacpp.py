@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
+from itertools import islice
 from pathlib import Path
 
 from lbcore.clock import Clock
@@ -56,6 +58,7 @@ class LlamaCppEngine:
         self._free = options.n_parallel
         self._inside: set[Call] = set()
         self._connecting: set[asyncio.Task[None]] = set()
+        self._left_behind: deque[int] = deque(maxlen=options.n_parallel)
         self._idle = asyncio.Event()
         self._broken = asyncio.Event()
         self._failure = ""
@@ -88,8 +91,11 @@ class LlamaCppEngine:
             self._stop(call, Cancelled("The request was aborted."))
 
     def load(self) -> EngineLoad:
+        # A sequence keeps what its last request left; llama.cpp takes the one idle longest unless another has a prefix.
+        idle = islice(reversed(self._left_behind), self._free)
         return EngineLoad(
-            kv_used_blocks=sum(-(-call.answer.kv_tokens // KV_BLOCK_SIZE) for call in self._inside if not call.ended),
+            kv_used_blocks=sum(_blocks(call.answer.kv_tokens) for call in self._inside if not call.ended),
+            kv_cached_blocks=sum(map(_blocks, idle)),
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             step_time_ms=self._meter.step_time_ms,
         )
@@ -114,7 +120,8 @@ class LlamaCppEngine:
     def _accept(self, request: GenerationRequest, emit: Emit) -> None:
         if self._closed or self._failure:
             raise WorkerUnreachable("The engine is closed.")
-        if request.request_id in self._calls:
+        running = self._calls.get(request.request_id)
+        if running is not None and not running.ended:
             raise InvalidRequest("A request with this id is running.")
         ask = read_body(request, self._limits)
         call = Call(request.request_id, ask, emit, self._context_length, self._heard, self._over)
@@ -141,14 +148,16 @@ class LlamaCppEngine:
         assert self._server is not None
         call.api_key = self._server.api_key
         try:
-            if call.ask.choices > self._options.n_parallel:
-                # Some prompts will wait inside llama.cpp, and Started shall not wait for them.
+            if len(call.ask.prompts) > 1:
+                # llama.cpp tells of each when it comes to it, and Started must know them all.
                 call.answer.expected_prompt_tokens = await self._server.count_tokens(call.ask.prompts)
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: call, self._server.host, self._server.port)
-        except OSError as error:
-            self._break(f"llama.cpp's server does not answer: {error.strerror}")
+        except ConnectionRefusedError:
+            self._break("llama.cpp's server is gone.")
             call.fail(EngineFailed(self._failure))
+        except OSError as error:
+            call.fail(EngineFailed(f"llama.cpp's server cannot be reached: {error}."))
 
     def _heard(self, call: Call) -> None:
         answer = call.answer
@@ -168,6 +177,7 @@ class LlamaCppEngine:
         if call in self._inside:
             self._inside.discard(call)
             self._free += self._sequences(call)
+            self._left_behind.append(call.answer.kv_tokens)
             self._meter.left(call, self._clock.now())
             self._admit()
             if not self._inside:
@@ -191,6 +201,10 @@ class LlamaCppEngine:
 
     def _sequences(self, call: Call) -> int:
         return min(call.ask.choices, self._options.n_parallel)
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // KV_BLOCK_SIZE)
 
 
 def _closing(call: Call) -> LoadBalancerError:

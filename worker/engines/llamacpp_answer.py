@@ -32,8 +32,8 @@ class _Choice:
 class Answer:
     """One request's answer as it comes.
 
-    `take` turns the data of one server-sent event into events. Started comes once the tokens of every prompt are known,
-    and before the first Delta; Finished when llama.cpp says it is done, or once every choice has met a stop string.
+    `take` turns the data of one server-sent event into events. Started comes when llama.cpp takes up the first prompt;
+    Finished when llama.cpp says it is done, or once every choice has met a stop string.
     Token ids are not told: llama.cpp names none in a chat, and elsewhere none of those it held back because half a
     character was in them.
     """
@@ -47,7 +47,7 @@ class Answer:
         self._prompts: dict[int, tuple[int, int]] = {}
         self._processed: dict[int, int] = {}
         self.expected_prompt_tokens = 0
-        """Tokens of all prompts where somebody has counted them: Started does not wait for the last prompt then."""
+        """Tokens of all prompts, counted by somebody where there are several; 0 for one."""
         self.started = False
         self.finished = False
         self.deltas = 0
@@ -111,7 +111,7 @@ class Answer:
             raise too_long(total, asked, self._context_length, self._ask)
         self._prompts.setdefault(prompt, (total, progress["cache"]))
         self._processed[prompt] = max(progress["processed"], self._processed.get(prompt, 0))
-        if not self.started and (self.expected_prompt_tokens or len(self._prompts) == len(self._ask.prompts)):
+        if not self.started:
             yield self._start()
 
     def _start(self) -> Started:

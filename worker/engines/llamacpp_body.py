@@ -21,7 +21,9 @@ MAX_TOP_LOGPROBS = 20
 _PATHS = {Dialect.CHAT: "/v1/chat/completions", Dialect.COMPLETION: "/v1/completions"}
 
 _UNSUPPORTED = (
+    "allowed_token_ids",
     "audio",
+    "bad_words",
     "echo",
     "function_call",
     "functions",
@@ -29,10 +31,14 @@ _UNSUPPORTED = (
     "guided_grammar",
     "guided_json",
     "guided_regex",
+    "include_stop_str_in_output",
     "min_tokens",
+    "prompt_logprobs",
     "stop_token_ids",
     "structured_outputs",
     "suffix",
+    "truncate_prompt_tokens",
+    "use_beam_search",
 )
 """Refused by name unless null, false or empty: llama.cpp would ignore them, and the answer would be wrong."""
 _OURS = ("id_slot", "n_cmpl", "response_fields")
@@ -128,6 +134,8 @@ def _refuse_unsupported(body: Mapping[str, object]) -> None:
     for name in _OURS:
         if name in body:
             raise InvalidRequest(f"{name} cannot be chosen here.", param=name)
+    if body.get("repetition_penalty") not in (None, 1):
+        raise InvalidRequest("repetition_penalty is repeat_penalty in llama.cpp.", param="repetition_penalty")
     best_of = _integer(body, "best_of", 1)
     if best_of is not None and best_of != (_integer(body, "n", 1) or 1):
         raise InvalidRequest("best_of is not supported by the llama.cpp engine.", param="best_of")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from lbcore.errors import EngineFailed, LoadBalancerError
@@ -12,7 +13,7 @@ from worker.engine import Emit
 from worker.engines.llamacpp_answer import Answer
 from worker.engines.llamacpp_body import Ask
 from worker.engines.llamacpp_errors import error_from_body
-from worker.engines.llamacpp_sse import AnswerReader, BadAnswer, http_request
+from worker.engines.llamacpp_sse import AnswerReader, BadAnswer, http_post
 
 
 class Call(asyncio.Protocol):
@@ -61,7 +62,7 @@ class Call(asyncio.Protocol):
         if self._error is not None:
             self._transport.abort()
             return
-        self._transport.write(http_request(self.ask.path, self.api_key, self.ask.body))
+        self._transport.write(http_post(self.ask.path, self.api_key, self.ask.body))
 
     def data_received(self, data: bytes) -> None:
         if self._error is not None or self.ended:
@@ -97,7 +98,8 @@ class Call(asyncio.Protocol):
     def _hang_up(self) -> None:
         # Half a close: llama.cpp takes it for a client gone, and its own close tells us that it has let go.
         if self._transport is not None and not self._reader.complete and not self._transport.is_closing():
-            self._transport.write_eof()
+            with suppress(OSError):
+                self._transport.write_eof()
 
     def _end(self) -> None:
         if not self.ended:

@@ -6,7 +6,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 _KEEP = 0.9
-"""Weight of the past against one more measurement: the last ten dominate."""
+"""Weight of the past against one more measured step: the last ten dominate."""
+WINDOW_TOKENS = 4096
+"""Prompt tokens that prefill speed is measured over; what is older fades by half each time as many have come."""
 MIN_PREFILL_TOKENS = 32
 """Shorter prompts say more of the cost of a step than of the speed of computing prompts."""
 MIN_STEPS = 8
@@ -83,6 +85,9 @@ class SpeedMeter:
     def _take_prefill(self, now: float) -> None:
         """Takes in what was computed since the last time, once it is enough to mean something."""
         if self._busy_tokens >= MIN_PREFILL_TOKENS:
-            self._tokens = self._tokens * _KEEP + self._busy_tokens
-            self._seconds = self._seconds * _KEEP + (now - self._busy_since)
+            self._tokens += self._busy_tokens
+            self._seconds += now - self._busy_since
             self._busy_tokens, self._busy_since = 0, now
+            if self._tokens > WINDOW_TOKENS:
+                self._tokens /= 2
+                self._seconds /= 2

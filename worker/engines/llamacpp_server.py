@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import secrets
 from collections.abc import Iterable
@@ -16,7 +17,6 @@ import orjson
 from lbcore.config import at_least, between, option
 from lbcore.errors import ConfigError
 from worker.engines.llamacpp_gguf import GgufHead
-from worker.engines.llamacpp_sse import AnswerReader, http_request
 
 STEP_BUDGET_S = 0.08
 """How long a step may take: nothing interrupts one, so this bounds how fast a request can be cancelled, and the gap a
@@ -30,14 +30,15 @@ PROBE_TOKENS = (32, 512)
 SMALL_MODEL_BYTES = 32 * 2**20
 """A step of a smaller model is so short that handing over between threads costs more than it gains: the demo model of
 3 MB makes 9,700 tokens/s in 8 streams on one thread and at most 6,000 on two."""
-SPIN_COUNT = 1000
-"""How often a compute thread looks for work before it sleeps; libgomp's own number for crowded machines. On idle ones
-it takes 300,000, some 4 ms: where anything else runs on the same cores, every one of a step's hundreds of barriers
-costs that. Two cores and one more busy process: 8 streams of a 65M model make 12 to 57 tokens/s with it, 180 with 1,000
-and 240 with 0, which machines with many cores would pay for in wake-ups."""
+SPIN_COUNT = 100
+"""How often a compute thread looks for its next work before it sleeps. libgomp's own number is 300,000, some 4 ms, and
+each of the hundreds of barriers of a step costs that as soon as anything else runs on the same cores. Two threads on
+two cores that others used too made of a 65M model, in one stream: 1 token/s with 300,000, 74 with 1,000, 141 with 100,
+151 with 0. A machine of many cores of its own would pay for 0 in wake-ups."""
 
-_FALLBACK_CONTEXT = 4096
-"""For a model file that does not say what it was trained for."""
+MAX_DEFAULT_CONTEXT = 8192
+"""Tokens of context that a sequence gets unless told otherwise. Models are trained for 128k and more by now, and every
+sequence has its cache reserved: at 128 KiB a token, as an 8B model has, 8 of 8,192 are 8 GiB, 8 of 128k are 128 GiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,9 @@ class LlamaCppOptions:
     """The options of the embedded engine."""
 
     n_ctx: int = option(
-        0, help="longest prompt plus answer, in tokens; 0 takes what the model was trained for", check=at_least(0)
+        0,
+        help="longest prompt plus answer, in tokens; 0 takes what the model was trained for, at most 8192",
+        check=at_least(0),
     )
     n_parallel: int = option(8, help="sequences that run at once, each with a cache of its own", check=between(1, 256))
     n_batch: int = option(
@@ -77,56 +80,34 @@ class LlamaCppServer:
         self.api_key = api_key
         address = urlsplit(native.listening_address)
         self.host, self.port = str(address.hostname), int(address.port or 0)
-        self.context_length = 0
-        self.template_has_tools = False
+        # Its loop answers this, so its loop runs: destroyed before that, it would wait for its end for ever.
+        self.context_length: int = self._ask("/slots")[0]["n_ctx"]
+        capabilities = self._ask("/props").get("chat_template_caps", {})
+        self.template_has_tools = bool(capabilities.get("supports_tools"))
 
     @classmethod
     async def launch(cls, model: Path, head: GgufHead, options: LlamaCppOptions) -> LlamaCppServer:
         """Loads the model. Raises ConfigError, in one line."""
-        length = options.n_ctx or head.context_length or _FALLBACK_CONTEXT
-        if head.context_length and length > head.context_length:
-            raise ConfigError(f"--llamacpp-n-ctx: the model was trained for {head.context_length} tokens, not {length}")
-        template = _template(options.chat_template)
-        wanted = replace(options, n_ctx=length, n_batch=options.n_batch or MAX_BATCH, chat_template=template)
-        server = await cls._load(model, wanted)
+        trained = head.context_length
+        if trained and options.n_ctx > trained:
+            raise ConfigError(f"--llamacpp-n-ctx: the model was trained for {trained} tokens, not {options.n_ctx}")
+        wanted = replace(
+            options,
+            n_ctx=options.n_ctx or min(trained or MAX_DEFAULT_CONTEXT, MAX_DEFAULT_CONTEXT),
+            n_batch=options.n_batch or MAX_BATCH,
+            chat_template=_template(options.chat_template),
+        )
+        server = await asyncio.to_thread(cls._load, model, wanted)
         if not options.n_batch:
-            batch = await server._measure_batch()
+            batch = await asyncio.to_thread(server._measure_batch)
             if batch < MAX_BATCH:
                 await server.close()
-                server = await cls._load(model, replace(wanted, n_batch=batch))
+                server = await asyncio.to_thread(cls._load, model, replace(wanted, n_batch=batch))
         return server
-
-    @classmethod
-    async def _load(cls, model: Path, options: LlamaCppOptions) -> LlamaCppServer:
-        api_key = secrets.token_urlsafe(32)
-        server = cls(await asyncio.to_thread(_start_native, model, options, api_key), api_key)
-        # Its loop answers this one, so it runs: a server destroyed before that would wait for its end for ever.
-        slots = await server.ask("/slots")
-        server.context_length = slots[0]["n_ctx"]
-        props = await server.ask("/props")
-        server.template_has_tools = bool(props.get("chat_template_caps", {}).get("supports_tools"))
-        return server
-
-    async def ask(self, path: str, body: object = None) -> Any:
-        """One question that is answered in one JSON value."""
-        reader, writer = await asyncio.open_connection(self.host, self.port)
-        writer.write(http_request(path, self.api_key, None if body is None else orjson.dumps(body)))
-        answer = AnswerReader()
-        while data := await reader.read(65536):
-            answer.feed(data)
-        writer.close()
-        return orjson.loads(answer.body)
 
     async def count_tokens(self, prompts: Iterable[str | list[int]]) -> int:
-        """The tokens of these prompts, as llama.cpp will count them."""
-        count = 0
-        for prompt in prompts:
-            if isinstance(prompt, str):
-                body = {"content": prompt, "add_special": True, "parse_special": True}
-                count += len((await self.ask("/tokenize", body))["tokens"])
-            else:
-                count += len(prompt)
-        return count
+        """The tokens of these prompts, as llama.cpp will count them. Raises OSError."""
+        return await asyncio.to_thread(lambda: sum(map(self._count, prompts)))
 
     async def close(self) -> None:
         """Unloads the model; returns when its threads have ended."""
@@ -134,18 +115,44 @@ class LlamaCppServer:
         # The last reference must go in that thread: the destructor waits for llama.cpp's own threads.
         await asyncio.to_thread(holder.clear)
 
-    async def _measure_batch(self) -> int:
-        """How many prompt tokens fit the time of a step, as a power of two."""
+    @classmethod
+    def _load(cls, model: Path, options: LlamaCppOptions) -> LlamaCppServer:
+        api_key = secrets.token_urlsafe(32)
+        return cls(_start_native(model, options, api_key), api_key)
+
+    def _measure_batch(self) -> int:
+        """How many prompt tokens fit the time of a step."""
         batch = MIN_BATCH
         for tokens in PROBE_TOKENS:
             prompt = [token % 7 for token in range(min(tokens, self.context_length // 2))]
-            body = {"prompt": prompt, "n_predict": 1, "cache_prompt": False}
-            timings = (await self.ask("/completion", body))["timings"]
+            timings = self._ask("/completion", {"prompt": prompt, "n_predict": 1, "cache_prompt": False})["timings"]
             fits = STEP_BUDGET_S * 1000 * timings["prompt_n"] / max(timings["prompt_ms"], 1e-3)
-            batch = 1 << (max(MIN_BATCH, min(MAX_BATCH, int(fits))).bit_length() - 1)
+            batch = max(MIN_BATCH, min(MAX_BATCH, int(fits) // 16 * 16))
             if fits < tokens:
                 break
         return batch
+
+    def _count(self, prompt: str | list[int]) -> int:
+        if isinstance(prompt, list):
+            return len(prompt)
+        return len(self._ask("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"])
+
+    def _ask(self, path: str, body: object = None) -> Any:
+        """One question that is answered in one JSON value. Blocks; raises OSError."""
+        connection = http.client.HTTPConnection(self.host, self.port)
+        try:
+            headers = {"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"}
+            connection.request(
+                "GET" if body is None else "POST", path, None if body is None else orjson.dumps(body), headers
+            )
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise ConnectionError(f"status {answer.status} for {path}")
+            return orjson.loads(answer.read())
+        except (http.client.HTTPException, orjson.JSONDecodeError) as error:
+            raise ConnectionError(repr(error)) from error
+        finally:
+            connection.close()
 
 
 def _template(text_or_file: str) -> str:
@@ -158,7 +165,9 @@ def _template(text_or_file: str) -> str:
 
 
 def _default_threads(model: Path) -> int:
-    return 1 if model.stat().st_size < SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
+    if model.stat().st_size < SMALL_MODEL_BYTES:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_native(model: Path, options: LlamaCppOptions, api_key: str) -> Any:

@@ -21,13 +21,13 @@ class BadAnswer(Exception):
     """What came is not HTTP, or not whole."""
 
 
-def http_request(path: str, api_key: str, body: bytes | None = None) -> bytes:
-    """A request on a connection of its own: POST with a JSON body, or GET without one."""
+def http_post(path: str, api_key: str, body: bytes) -> bytes:
+    """A request with a JSON body, on a connection of its own."""
     head = (
-        f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {api_key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body or b'')}\r\nConnection: close\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {api_key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    return head.encode("ascii") + (body or b"")
+    return head.encode("ascii") + body
 
 
 class AnswerReader:

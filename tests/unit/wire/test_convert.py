@@ -328,6 +328,8 @@ def test_a_timeout_arrives_as_the_nearest_that_a_message_can_carry(
 ) -> None:
     request = GenerationRequest("r", Dialect.CHAT, b"{}", timeout_s=timeout_s)
     assert convert.generation_from_proto(convert.generation_to_proto(request)).timeout_s == arrives_s
+    question = convert.facts_to_proto(RouteFacts("r", "m"), timeout_s=timeout_s)
+    assert question.timeout_ms == round((arrives_s or 0) * 1000)
 
 
 def test_a_typed_text_becomes_the_body_that_says_the_same() -> None:

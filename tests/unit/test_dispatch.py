@@ -1,0 +1,348 @@
+"""One request's way: elsewhere before the first token, never after it, and nothing left booked or running."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from lbcore.dispatch import MAX_ATTEMPTS, Attempt, Dispatcher
+from lbcore.errors import (
+    Cancelled,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    LoadBalancerError,
+    ModelNotFound,
+    NoReadyWorker,
+    Saturated,
+    StreamInterrupted,
+    WorkerUnreachable,
+)
+from lbcore.generation import Delta, Dialect, Event, Failed, Finished, GenerationRequest, Started
+from lbcore.types import NO_TICKET, Epoch, Route, RouteFacts, Target, Ticket, WorkerId
+from tests.fakes import ManualClock, settle
+
+STARTED, TOKEN, MORE, END = Started(10), Delta(text="a"), Delta(text="b"), Finished(10, 0, 2)
+UNREACHABLE = WorkerUnreachable("The worker cannot be reached.")
+NOBODY = NoReadyWorker("Nobody is ready.")
+
+Batch = list[Event]
+
+
+def target(name: str) -> Target:
+    return Target(WorkerId(name), Epoch(1), f"{name}:8000")
+
+
+class FakeRouting:
+    """A scheduler that gives the answers it was told to give, and notes what it was asked and given back."""
+
+    def __init__(self, *answers: Route | LoadBalancerError) -> None:
+        self._answers = list(answers)
+        self.asked: list[RouteFacts] = []
+        self.time_limits: list[float | None] = []
+        self.returned: list[Ticket] = []
+
+    async def route(self, facts: RouteFacts, abandoned: tuple[Ticket, ...], timeout_s: float | None) -> Route:
+        self.asked.append(facts)
+        self.time_limits.append(timeout_s)
+        self.returned += abandoned
+        await asyncio.sleep(0)
+        if not self._answers:
+            return await asyncio.get_running_loop().create_future()
+        answer = self._answers.pop(0)
+        if isinstance(answer, LoadBalancerError):
+            raise answer
+        return answer
+
+    def release(self, ticket: Ticket) -> None:
+        if ticket != NO_TICKET:
+            self.returned.append(ticket)
+
+
+class FakeCall:
+    """A call whose batches of events are known beforehand; after the last it is silent until it is fed."""
+
+    def __init__(self, request: GenerationRequest, batches: list[Batch]) -> None:
+        self.request = request
+        self.is_cancelled = False
+        self._batches: asyncio.Queue[Batch] = asyncio.Queue()
+        for batch in batches:
+            self.feed(batch)
+
+    def feed(self, batch: Batch) -> None:
+        self._batches.put_nowait(batch)
+
+    async def events(self) -> Batch:
+        await asyncio.sleep(0)
+        return await self._batches.get()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class FakeWorkers:
+    """Workers by name, each with what it answers to the one request it gets."""
+
+    def __init__(self, **answers: list[Batch]) -> None:
+        self._answers = answers
+        self.calls: dict[str, FakeCall] = {}
+
+    def to(self, target: Target) -> FakeClient:
+        return FakeClient(self, target.worker_id)
+
+    def answer(self, name: str) -> list[Batch]:
+        return self._answers[name]
+
+
+class FakeClient:
+    def __init__(self, workers: FakeWorkers, name: str) -> None:
+        self._workers = workers
+        self._name = name
+
+    def begin(self, request: GenerationRequest) -> FakeCall:
+        call = self._workers.calls[self._name] = FakeCall(request, self._workers.answer(self._name))
+        return call
+
+
+class Scene:
+    """A dispatcher among fakes, and everything that came out of it."""
+
+    def __init__(self, routing: FakeRouting, workers: FakeWorkers) -> None:
+        self.routing = routing
+        self.workers = workers
+        self.clock = ManualClock()
+        self.attempts: list[tuple[str, str | None]] = []
+        self.batches: list[Batch] = []
+        collaborators: Any = (routing, workers)
+        self._dispatcher = Dispatcher(*collaborators, self.clock)
+
+    def run(self, **request: Any) -> AsyncGenerator[Batch, None]:
+        return self._dispatcher.run(
+            RouteFacts("r", "m", tried=request.pop("tried", frozenset())),
+            GenerationRequest("r", Dialect.CHAT, b"{}", **request),
+            self._observe,
+        )
+
+    async def read(self, **request: Any) -> None:
+        """Runs a request to its end and keeps the batches."""
+        async with aclosing(self.run(**request)) as batches:
+            async for batch in batches:
+                self.batches.append(batch)
+
+    async def fail(self, **request: Any) -> LoadBalancerError:
+        """Runs a request to the error it ends in."""
+        with pytest.raises(LoadBalancerError) as caught:
+            await self.read(**request)
+        return caught.value
+
+    @property
+    def events(self) -> Batch:
+        return [event for batch in self.batches for event in batch]
+
+    def _observe(self, attempt: Attempt) -> None:
+        self.attempts.append((attempt.worker_id, attempt.error.reason if attempt.error else None))
+
+
+def route(name: str, ticket: int, *fallbacks: str) -> Route:
+    return Route(target(name), Ticket(ticket), tuple(map(target, fallbacks)))
+
+
+async def test_a_good_answer_is_passed_on_batch_by_batch() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[STARTED, TOKEN], [MORE], [END]]))
+    await scene.read()
+    assert scene.batches == [[STARTED, TOKEN], [MORE], [END]]
+    assert scene.attempts == [("w0", None)]
+    assert scene.workers.calls["w0"].request.ticket == 1
+    assert scene.routing.returned == []
+
+
+async def test_the_start_waits_for_the_first_token_and_is_not_lost() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[STARTED], [TOKEN], [MORE, END]]))
+    await scene.read()
+    assert scene.batches == [[STARTED, TOKEN], [MORE, END]]
+
+
+async def test_an_answer_without_a_token_is_an_answer() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[STARTED], [END]]))
+    await scene.read()
+    assert scene.batches == [[STARTED, END]]
+
+
+async def test_a_worker_that_fails_before_the_first_token_is_replaced_unseen() -> None:
+    routing = FakeRouting(route("w0", 1, "w1"), route("w1", 2))
+    scene = Scene(routing, FakeWorkers(w0=[[STARTED], [Failed(UNREACHABLE)]], w1=[[Started(11), TOKEN, END]]))
+    await scene.read()
+    assert scene.events == [Started(11), TOKEN, END]
+    assert scene.attempts == [("w0", None), ("w0", "WORKER_UNREACHABLE"), ("w1", None)]
+
+
+async def test_a_worker_that_fails_with_its_first_tokens_unsent_is_replaced_unseen() -> None:
+    routing = FakeRouting(route("w0", 1), route("w1", 2))
+    scene = Scene(routing, FakeWorkers(w0=[[STARTED, TOKEN, Failed(UNREACHABLE)]], w1=[[Started(11), MORE, END]]))
+    await scene.read()
+    assert scene.events == [Started(11), MORE, END]
+
+
+async def test_the_next_attempt_leaves_out_who_was_tried_and_gives_the_ticket_back() -> None:
+    routing = FakeRouting(route("w0", 1), route("w1", 2))
+    scene = Scene(routing, FakeWorkers(w0=[[Failed(UNREACHABLE)]], w1=[[TOKEN, END]]))
+    await scene.read(tried=frozenset({WorkerId("w9")}))
+    assert [facts.tried for facts in routing.asked] == [{"w9"}, {"w9", "w0"}]
+    assert routing.returned == [1]
+    assert scene.workers.calls["w1"].request.ticket == 2
+
+
+async def test_no_more_workers_are_tried_than_allowed_and_no_ticket_stays_booked() -> None:
+    names = [f"w{number}" for number in range(MAX_ATTEMPTS + 1)]
+    routing = FakeRouting(*(route(name, number) for number, name in enumerate(names, start=1)))
+    scene = Scene(routing, FakeWorkers(**{name: [[Failed(UNREACHABLE)]] for name in names}))
+    assert isinstance(await scene.fail(), WorkerUnreachable)
+    assert len(scene.workers.calls) == MAX_ATTEMPTS
+    assert routing.returned == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest("No.", param="n"),
+        ContextLengthExceeded("Too long."),
+        DeadlineExceeded("Late."),
+        Cancelled("Stopped."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_an_error_that_would_be_the_same_elsewhere_is_final(error: LoadBalancerError) -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[Failed(error)]]))
+    assert await scene.fail() is error
+    assert len(scene.routing.asked) == 1
+    assert scene.routing.returned == [1]
+
+
+async def test_a_worker_lost_after_the_first_token_is_an_interruption() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[STARTED, TOKEN], [Failed(UNREACHABLE)]]))
+    assert isinstance(await scene.fail(), StreamInterrupted)
+    assert scene.events == [STARTED, TOKEN]
+    assert scene.attempts == [("w0", None), ("w0", "WORKER_UNREACHABLE")]
+    assert len(scene.routing.asked) == 1
+
+
+async def test_what_came_with_the_interruption_is_still_passed_on() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN], [MORE, Failed(UNREACHABLE)]]))
+    assert isinstance(await scene.fail(), StreamInterrupted)
+    assert scene.batches == [[TOKEN], [MORE]]
+
+
+@pytest.mark.parametrize("error", [EngineFailed("Broken."), DeadlineExceeded("Late.")], ids=["engine", "deadline"])
+async def test_a_worker_s_own_error_after_the_first_token_stays_what_it_is(error: LoadBalancerError) -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN], [Failed(error)]]))
+    assert await scene.fail() is error
+
+
+async def test_a_fleet_of_full_workers_is_saturated() -> None:
+    routing = FakeRouting(route("w0", 1), route("w1", 2), NOBODY)
+    full = Saturated("The worker's queue is full.", retry_after_s=7)
+    scene = Scene(routing, FakeWorkers(w0=[[Failed(full)]], w1=[[Failed(full)]]))
+    error = await scene.fail()
+    assert isinstance(error, Saturated)
+    assert error.retry_after_s == 7
+
+
+async def test_a_refusal_of_the_first_question_is_the_answer() -> None:
+    for refusal in (ModelNotFound("No."), Saturated("Full."), NOBODY):
+        scene = Scene(FakeRouting(refusal), FakeWorkers())
+        assert await scene.fail() is refusal
+        assert scene.attempts == []
+
+
+async def test_the_engine_s_error_is_told_rather_than_that_nobody_else_is_there() -> None:
+    broken = EngineFailed("Out of memory.")
+    scene = Scene(FakeRouting(route("w0", 1), NOBODY), FakeWorkers(w0=[[Failed(broken)]]))
+    assert await scene.fail() is broken
+
+
+async def test_that_nobody_is_there_is_told_rather_than_that_one_was_unreachable() -> None:
+    scene = Scene(FakeRouting(route("w0", 1), NOBODY), FakeWorkers(w0=[[Failed(UNREACHABLE)]]))
+    assert await scene.fail() is NOBODY
+
+
+async def test_without_a_scheduler_the_last_decision_s_other_candidates_serve() -> None:
+    routing = FakeRouting(route("w0", 1, "w1", "w2"), NOBODY, NOBODY)
+    workers = FakeWorkers(w0=[[Failed(UNREACHABLE)]], w1=[[Failed(UNREACHABLE)]], w2=[[TOKEN, END]])
+    scene = Scene(routing, workers)
+    await scene.read()
+    assert scene.events == [TOKEN, END]
+    assert [name for name, error in scene.attempts if error is None] == ["w0", "w1", "w2"]
+    assert workers.calls["w1"].request.ticket == NO_TICKET
+
+
+async def test_candidates_that_run_out_leave_the_refusal() -> None:
+    routing = FakeRouting(route("w0", 1, "w1"), NOBODY, NOBODY)
+    scene = Scene(routing, FakeWorkers(w0=[[Failed(UNREACHABLE)]], w1=[[Failed(UNREACHABLE)]]))
+    assert await scene.fail() is NOBODY
+
+
+async def test_a_full_fleet_is_not_asked_behind_the_scheduler_s_back() -> None:
+    full = Saturated("All are full.")
+    scene = Scene(FakeRouting(route("w0", 1, "w1"), full), FakeWorkers(w0=[[Failed(UNREACHABLE)]]))
+    assert await scene.fail() is full
+    assert [*scene.workers.calls] == ["w0"]
+
+
+async def test_closing_the_answer_stops_the_request() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN], [MORE, END]]))
+    batches = scene.run()
+    assert await anext(batches) == [TOKEN]
+    await batches.aclose()
+    assert scene.workers.calls["w0"].is_cancelled
+    assert scene.routing.returned == []
+
+
+async def test_a_reader_cancelled_in_mid_answer_stops_the_request() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN]]))
+    reader = asyncio.ensure_future(scene.read())
+    await settle()
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    assert scene.events == [TOKEN]
+    assert scene.workers.calls["w0"].is_cancelled
+
+
+async def test_a_reader_cancelled_before_a_word_from_the_worker_gives_the_ticket_back() -> None:
+    # The worker may be unreachable, and then nobody else would.
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[]))
+    reader = asyncio.ensure_future(scene.read())
+    await settle()
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    assert scene.workers.calls["w0"].is_cancelled
+    assert scene.routing.returned == [1]
+
+
+async def test_a_call_that_ended_is_let_go_too() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN, END]]))
+    await scene.read()
+    assert scene.workers.calls["w0"].is_cancelled
+
+
+async def test_all_attempts_share_one_time_limit() -> None:
+    routing = FakeRouting(route("w0", 1), route("w1", 2))
+    workers = FakeWorkers(w0=[], w1=[[TOKEN, END]])
+    scene = Scene(routing, workers)
+    reader = asyncio.ensure_future(scene.read(timeout_s=10.0))
+    await settle()
+    scene.clock.advance(4.0)
+    workers.calls["w0"].feed([Failed(UNREACHABLE)])
+    await reader
+    assert [call.request.timeout_s for call in workers.calls.values()] == [10.0, 6.0]
+    assert routing.time_limits == [10.0, 6.0]
+
+
+async def test_a_request_without_a_limit_reaches_the_worker_without_one() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN, END]]))
+    await scene.read()
+    assert scene.workers.calls["w0"].request.timeout_s is None
