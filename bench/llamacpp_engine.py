@@ -19,7 +19,7 @@ import orjson
 from lbcore.clock import MonotonicClock
 from lbcore.generation import Delta, Dialect, Event, Failed, Finished, GenerationRequest, Started
 from worker import demo
-from worker.engines.llamacpp import LlamaCppEngine, LlamaCppOptions
+from worker.engines.llamacpp.engine import LlamaCppEngine, LlamaCppOptions
 
 STREAMS = (1, 8, 32)
 

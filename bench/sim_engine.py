@@ -13,7 +13,7 @@ import orjson
 
 from lbcore.clock import MonotonicClock
 from lbcore.generation import Delta, Dialect, Event, Failed, Finished, GenerationRequest
-from worker.engines.sim import SimEngine, SimOptions
+from worker.engines.sim.engine import SimEngine, SimOptions
 
 
 class ClosedLoop:

@@ -21,8 +21,8 @@ from lbcore.generation import Delta, Dialect, Event, Failed, Finished, FinishRea
 from lbcore.types import Capacity
 from worker import demo
 from worker.engine import Engine, EngineInfo
-from worker.engines.llamacpp import LlamaCppEngine, LlamaCppOptions
-from worker.engines.sim import SimEngine, SimOptions
+from worker.engines.llamacpp.engine import LlamaCppEngine, LlamaCppOptions
+from worker.engines.sim.engine import SimEngine, SimOptions
 
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 

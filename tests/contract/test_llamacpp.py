@@ -20,7 +20,7 @@ from lbcore.generation import Dialect, Event, Finished, FinishReason, Generation
 from tests.contract.engines import TIMEOUT_S, Answer, EngineCase, Feature, Watch
 from tests.fakes import settle
 from worker import demo
-from worker.engines.llamacpp import LlamaCppEngine, LlamaCppOptions
+from worker.engines.llamacpp.engine import LlamaCppEngine, LlamaCppOptions
 
 PROMPT = [50 + (7 * position) % 600 for position in range(1900)]
 """Tokens that mean nothing, as many as nearly fill the context."""
@@ -285,7 +285,7 @@ import asyncio, sys
 from lbcore.clock import MonotonicClock
 from lbcore.generation import Dialect, GenerationRequest
 from worker import demo
-from worker.engines.llamacpp import LlamaCppEngine, LlamaCppOptions
+from worker.engines.llamacpp.engine import LlamaCppEngine, LlamaCppOptions
 
 async def main():
     engine = LlamaCppEngine(demo.GGUF_PATH, LlamaCppOptions(), MonotonicClock())

@@ -143,7 +143,9 @@ async def test_several_gateway_processes_share_the_port_and_one_metrics_page() -
                     assert response.status in (200, 503)
             async with http.get("/metrics") as response:
                 page = await response.text()
-        counted = [float(line.split()[-1]) for line in page.splitlines() if line.startswith("lb_gateway_requests_total{")]
+        counted = [
+            float(line.split()[-1]) for line in page.splitlines() if line.startswith("lb_gateway_requests_total{")
+        ]
         assert sum(counted) == 10
         gateway.send_signal(signal.SIGTERM)
         assert await gateway.wait() == 0

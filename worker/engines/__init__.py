@@ -10,8 +10,8 @@ from typing import Any
 from lbcore.clock import Clock
 from worker import demo
 from worker.engine import Engine
-from worker.engines.llamacpp import LlamaCppEngine, LlamaCppOptions
-from worker.engines.sim import SimEngine, SimOptions
+from worker.engines.llamacpp.engine import LlamaCppEngine, LlamaCppOptions
+from worker.engines.sim.engine import SimEngine, SimOptions
 
 
 @dataclass(frozen=True, slots=True)

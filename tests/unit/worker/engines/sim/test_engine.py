@@ -15,7 +15,7 @@ from lbcore.errors import ConfigError, EngineFailed, InvalidRequest, StreamInter
 from lbcore.generation import Delta, Dialect, Event, Failed, Finished, GenerationRequest, Started
 from tests.fakes import ManualClock, settle
 from worker.engine import EngineInfo
-from worker.engines.sim import MAX_LAG_S, SimEngine, SimOptions
+from worker.engines.sim.engine import MAX_LAG_S, SimEngine, SimOptions
 
 STEP_S = 0.01
 OPTIONS = SimOptions(step_ms=10.0, prefill_tokens_per_s=1000.0)

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from lbcore.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, LoadBalancerError
-from worker.engines.llamacpp_body import Ask
-from worker.engines.llamacpp_errors import error_from_body, error_from_json
+from worker.engines.llamacpp.body import Ask
+from worker.engines.llamacpp.errors import error_from_body, error_from_json
 
 ASK = Ask("/v1/chat/completions", b"{}", "messages", ("",), 1, None, False, None, ())
 

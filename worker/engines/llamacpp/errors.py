@@ -7,7 +7,7 @@ import re
 import orjson
 
 from lbcore.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, LoadBalancerError
-from worker.engines.llamacpp_body import Ask
+from worker.engines.llamacpp.body import Ask
 
 _FIELD = re.compile(r"^Field '([^']+)': (?:\[json\.[^\]]*\] )?(.*)$", re.DOTALL)
 _CLIENTS_FAULT = re.compile(

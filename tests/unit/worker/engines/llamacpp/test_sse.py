@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.llamacpp_sse import MAX_HEAD_BYTES, AnswerReader, BadAnswer, http_post
+from worker.engines.llamacpp.sse import MAX_HEAD_BYTES, AnswerReader, BadAnswer, http_post
 
 EVENTS = [b'{"a":1}', '{"text":"日本 🙂"}'.encode(), b'{"nested":"data: x"}', b"[DONE]"]
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nServer: llama.cpp\r\nContent-Type: text/event-stream\r\n"

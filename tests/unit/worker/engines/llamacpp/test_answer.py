@@ -10,8 +10,8 @@ import pytest
 
 from lbcore.errors import ContextLengthExceeded, EngineFailed
 from lbcore.generation import Delta, Event, Finished, FinishReason, Started, TokenLogprob, ToolCallDelta, TopLogprob
-from worker.engines.llamacpp_answer import DONE, Answer
-from worker.engines.llamacpp_body import Ask
+from worker.engines.llamacpp.answer import DONE, Answer
+from worker.engines.llamacpp.body import Ask
 
 CHAT = Ask("/v1/chat/completions", b"{}", "messages", ("",), 1, 20, True, None, ())
 TEXT = replace(CHAT, path="/v1/completions", prompt_field="prompt")

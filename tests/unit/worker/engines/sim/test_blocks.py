@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.sim_blocks import BlockPool
+from worker.engines.sim.blocks import BlockPool
 
 
 def test_taking_prefers_free_blocks_and_then_evicts_the_least_recently_used() -> None:

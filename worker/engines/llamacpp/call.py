@@ -10,10 +10,10 @@ from typing import cast
 from lbcore.errors import EngineFailed, LoadBalancerError
 from lbcore.generation import Failed, Finished
 from worker.engine import Emit
-from worker.engines.llamacpp_answer import Answer
-from worker.engines.llamacpp_body import Ask
-from worker.engines.llamacpp_errors import error_from_body
-from worker.engines.llamacpp_sse import AnswerReader, BadAnswer, http_post
+from worker.engines.llamacpp.answer import Answer
+from worker.engines.llamacpp.body import Ask
+from worker.engines.llamacpp.errors import error_from_body
+from worker.engines.llamacpp.sse import AnswerReader, BadAnswer, http_post
 
 
 class Call(asyncio.Protocol):

@@ -7,7 +7,7 @@ import pytest
 
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Dialect, GenerationRequest
-from worker.engines.sim_body import Ask, Prompt, read_body
+from worker.engines.sim.body import Ask, Prompt, read_body
 
 
 def chat(content: object = "Hello", **fields: object) -> Ask:

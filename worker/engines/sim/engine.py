@@ -26,10 +26,10 @@ from lbcore.errors import (
 from lbcore.generation import Delta, Event, Failed, Finished, FinishReason, GenerationRequest, Started
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
-from worker.engines.sim_answer import deltas, draw_answer, draw_length, stamped_deltas
-from worker.engines.sim_batch import SimBatch, StepOutcome
-from worker.engines.sim_body import Ask, read_body
-from worker.engines.sim_meter import StepMeter
+from worker.engines.sim.answer import deltas, draw_answer, draw_length, stamped_deltas
+from worker.engines.sim.batch import SimBatch, StepOutcome
+from worker.engines.sim.body import Ask, read_body
+from worker.engines.sim.meter import StepMeter
 
 MAX_LAG_S = 1.0
 """How far behind its schedule a paced engine catches up. Timers are late by a millisecond and garbage collections by

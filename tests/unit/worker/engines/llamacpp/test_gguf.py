@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbcore.errors import ConfigError
-from worker.engines.llamacpp_gguf import GgufHead, read_gguf
+from worker.engines.llamacpp.gguf import GgufHead, read_gguf
 
 
 def text(value: str) -> bytes:

@@ -25,11 +25,11 @@ from lbcore.errors import (
 from lbcore.generation import Failed, GenerationRequest
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
-from worker.engines.llamacpp_body import Limits, read_body
-from worker.engines.llamacpp_call import Call
-from worker.engines.llamacpp_gguf import read_gguf
-from worker.engines.llamacpp_meter import SpeedMeter
-from worker.engines.llamacpp_server import LlamaCppOptions, LlamaCppServer
+from worker.engines.llamacpp.body import Limits, read_body
+from worker.engines.llamacpp.call import Call
+from worker.engines.llamacpp.gguf import read_gguf
+from worker.engines.llamacpp.meter import SpeedMeter
+from worker.engines.llamacpp.server import LlamaCppOptions, LlamaCppServer
 
 __all__ = ["LlamaCppEngine", "LlamaCppOptions"]
 

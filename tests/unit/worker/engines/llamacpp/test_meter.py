@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.engines.llamacpp_meter import MIN_PREFILL_TOKENS, MIN_STEPS, SpeedMeter
+from worker.engines.llamacpp.meter import MIN_PREFILL_TOKENS, MIN_STEPS, SpeedMeter
 
 
 def test_nothing_is_known_before_anything_was_measured() -> None:

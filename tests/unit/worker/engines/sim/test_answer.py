@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbcore.generation import FinishReason
-from worker.engines.sim_answer import (
+from worker.engines.sim.answer import (
     MAX_ANSWER_TOKENS,
     MIN_ANSWER_TOKENS,
     WORDS,

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lbcore.types import LoadReport
-from worker.engines.sim_blocks import BlockPool
-from worker.engines.sim_meter import StepMeter
-from worker.engines.sim_sequence import SimSequence
+from worker.engines.sim.blocks import BlockPool
+from worker.engines.sim.meter import StepMeter
+from worker.engines.sim.sequence import SimSequence
 
 K = TypeVar("K", bound=Hashable)
 

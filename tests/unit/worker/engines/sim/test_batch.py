@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.sim_batch import DECODE_SLOPE, SimBatch, StepOutcome
+from worker.engines.sim.batch import DECODE_SLOPE, SimBatch, StepOutcome
 
 BLOCK_SIZE = 4
 

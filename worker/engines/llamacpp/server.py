@@ -16,7 +16,7 @@ import orjson
 
 from lbcore.config import at_least, between, option
 from lbcore.errors import ConfigError
-from worker.engines.llamacpp_gguf import GgufHead
+from worker.engines.llamacpp.gguf import GgufHead
 
 STEP_BUDGET_S = 0.08
 """How long a step may take: nothing interrupts one, so this bounds how fast a request can be cancelled, and the gap a

@@ -1,0 +1,1 @@
+"""The simulated engine: a real one in everything but the words."""
