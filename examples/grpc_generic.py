@@ -1,4 +1,4 @@
-"""A service in any language needs nothing of ours but what the servers tell: this one learns the messages by reflection.
+"""A service in any language needs nothing of ours but what the servers tell: it can learn the messages by reflection.
 
 The calls are those of `grpcurl`: ask RoutingService.Route where to go, then call GenerationService.Generate there with
 the ticket. `pip install grpcio grpcio-reflection` is all it takes.

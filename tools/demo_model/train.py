@@ -27,6 +27,9 @@ _BUCKETS: Final = ((192, 16), (384, 8), (768, 4), (1536, 2))
 _SHARES: Final = (0.3, 0.25, 0.3, 0.15)
 """How often each bucket is drawn: a long answer needs a long row, a first question the beginning of one."""
 
+_BRANCHING_SHARE: Final = 0.4
+"""The share of the batches whose examples have branches."""
+
 _ADAM_RATE: Final = 3e-3
 _MUON_RATE: Final = 0.02
 _WARM_UP_STEPS: Final = 50
@@ -58,7 +61,7 @@ def build_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
 
 
 def collate(examples: list[Example], length: int, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and targets, both [rows, length], padded on the right, where causal attention ignores it.
+    """Ids and targets, both [rows, length], padded on the right, where attention ignores it.
 
     The shape depends on nothing but the bucket, since a new shape costs the CPU kernels dear.
     """
@@ -71,9 +74,27 @@ def collate(examples: list[Example], length: int, pad: int) -> tuple[torch.Tenso
     return ids, targets
 
 
-def losses_of(model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def collate_branches(examples: list[Example], length: int) -> dict[str, torch.Tensor]:
+    """Positions [rows, length] and attention mask [rows, 1, length, length] of examples with branches."""
+    positions = torch.zeros((len(examples), length), dtype=torch.long)
+    mask = torch.eye(length, dtype=torch.bool).repeat(len(examples), 1, 1, 1)
+    for row, example in enumerate(examples):
+        used = len(example.ids)
+        position = torch.tensor(example.positions)
+        branch = torch.tensor(example.branches)
+        visible = torch.tensor(example.visible)
+        trunk = (branch == 0) & (position < visible[:, None])
+        own = (branch == branch[:, None]) & (branch > 0) & torch.ones((used, used), dtype=torch.bool).tril()
+        positions[row, :used] = position
+        mask[row, 0, :used, :used] = trunk | own
+    return {"position_ids": positions, "attention_mask": mask}
+
+
+def losses_of(
+    model: LlamaForCausalLM, ids: torch.Tensor, targets: torch.Tensor, branches: dict[str, torch.Tensor]
+) -> torch.Tensor:
     """Cross entropy [rows, length] of the token after each position, 0 where nothing is to be learnt."""
-    logits = model(input_ids=ids, use_cache=False).logits.float()
+    logits = model(input_ids=ids, use_cache=False, **branches).logits.float()
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORE, reduction="none"
     ).view_as(targets)
@@ -106,14 +127,16 @@ def train(model: LlamaForCausalLM, sampler: Sampler, steps: int, seed: int) -> N
     average = 0.0
     for step in range(steps):
         length, rows = _BUCKETS[int(torch.multinomial(torch.tensor(_SHARES), 1, generator=generator))]
-        examples = [sampler.example(length) for _ in range(rows)]
+        branching = float(torch.rand((), generator=generator)) < _BRANCHING_SHARE
+        examples = [sampler.example(length, branching) for _ in range(rows)]
         ids, targets = collate(examples, length, pad)
+        branches = collate_branches(examples, length) if branching else {}
         for optimizer, rate in optimizers:
             optimizer.param_groups[0]["lr"] = rate * rate_factor(step, steps)
             optimizer.zero_grad(set_to_none=True)
         # Half the time where the CPU knows bfloat16, and its rounding errors teach wide margins.
         with torch.autocast("cpu", torch.bfloat16):
-            losses = losses_of(model, ids, targets)
+            losses = losses_of(model, ids, targets, branches)
         loss = losses.sum() / (targets != _IGNORE).sum()
         loss.backward()
         grade(sampler, examples, losses.detach())

@@ -103,6 +103,17 @@ def test_news_that_came_after_a_report_outlive_its_acknowledgement(tracker: Load
     assert [update.phase for update in tracker.look(IDLE).ticket_updates] == [TicketPhase.FINISHED]
 
 
+def test_an_acknowledgement_covers_all_that_was_told_though_an_older_ticket_has_news_since(
+    tracker: LoadTracker,
+) -> None:
+    tracker.accepted("a", Ticket(1), 0)
+    tracker.accepted("b", Ticket(2), 0)
+    report = tracker.report(IDLE)
+    tracker.finished("a")
+    tracker.acknowledged(report.sequence)
+    assert [update.ticket for update in tracker.look(IDLE).ticket_updates] == [1]
+
+
 def test_the_acknowledgement_of_a_report_never_made_loses_no_news(tracker: LoadTracker) -> None:
     tracker.refused(Ticket(1))
     tracker.acknowledged(2**64 - 1)
