@@ -1,0 +1,1 @@
+"""The filters, one part in each file."""

@@ -1,0 +1,1 @@
+"""The pickers, one part in each file."""

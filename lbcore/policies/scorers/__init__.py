@@ -1,0 +1,1 @@
+"""The scorers, one part in each file."""
