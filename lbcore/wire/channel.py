@@ -26,7 +26,7 @@ _CLIENT = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # In spite of its name this is how long one attempt to connect may take: some round trips, to a peer that is busy.
-    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     # Channels of one process to one address share a connection, and with it the pause after a failed attempt: a client
     # made anew because its worker is back would wait for what the old one found closed.
     ("grpc.use_local_subchannel_pool", 1),

@@ -1,0 +1,36 @@
+"""Protobuf to domain values and back: the only reader of both. Never raises on what a peer sent but InvalidRequest."""
+
+from lbcore.wire.convert.generation import (
+    call_event,
+    event_from_proto,
+    generation_from_proto,
+    generation_to_proto,
+    response_from_event,
+)
+from lbcore.wire.convert.routing import facts_from_proto, facts_to_proto, route_from_proto, route_to_proto
+from lbcore.wire.convert.workers import (
+    load_from_proto,
+    load_to_proto,
+    spec_from_proto,
+    spec_to_proto,
+    worker_status_from_proto,
+    worker_status_to_proto,
+)
+
+__all__ = [
+    "call_event",
+    "event_from_proto",
+    "facts_from_proto",
+    "facts_to_proto",
+    "generation_from_proto",
+    "generation_to_proto",
+    "load_from_proto",
+    "load_to_proto",
+    "response_from_event",
+    "route_from_proto",
+    "route_to_proto",
+    "spec_from_proto",
+    "spec_to_proto",
+    "worker_status_from_proto",
+    "worker_status_to_proto",
+]

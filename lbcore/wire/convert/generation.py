@@ -1,0 +1,217 @@
+"""Generation: requests and their events."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import orjson
+
+from lbcore.api.v1 import generation_pb2
+from lbcore.errors import EngineFailed, InvalidRequest
+from lbcore.generation import (
+    Delta,
+    Dialect,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Started,
+    TokenLogprob,
+    ToolCallDelta,
+    TopLogprob,
+)
+from lbcore.types import Ticket
+from lbcore.wire.convert.numbers import milliseconds
+from lbcore.wire.status import error_from_failure, failure_from_error
+
+_FINISH = {
+    FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: generation_pb2.FINISH_REASON_TOOL_CALLS,
+    FinishReason.CONTENT_FILTER: generation_pb2.FINISH_REASON_CONTENT_FILTER,
+}
+_FINISH_BACK = {number: reason for reason, number in _FINISH.items()}
+
+
+def generation_to_proto(request: GenerationRequest) -> generation_pb2.GenerateRequest:
+    message = generation_pb2.GenerateRequest(
+        request_id=request.request_id,
+        ticket=request.ticket,
+        timeout_ms=milliseconds(request.timeout_s),
+        priority=request.priority,
+    )
+    if request.dialect is Dialect.CHAT:
+        message.chat_completion_json = request.body
+    else:
+        message.completion_json = request.body
+    return message
+
+
+def generation_from_proto(message: generation_pb2.GenerateRequest) -> GenerationRequest:
+    """A request as a value; typed input becomes the OpenAI body that says the same, so that engines see one form.
+
+    Raises:
+        InvalidRequest: there is no input.
+    """
+    match message.WhichOneof("input"):
+        case "chat_completion_json":
+            dialect, body = Dialect.CHAT, message.chat_completion_json
+        case "completion_json":
+            dialect, body = Dialect.COMPLETION, message.completion_json
+        case "typed":
+            dialect, body = _body_of_typed(message.typed)
+        case _:
+            raise InvalidRequest("input is missing", param="input")
+    return GenerationRequest(
+        request_id=message.request_id,
+        dialect=dialect,
+        body=body,
+        ticket=Ticket(message.ticket),
+        timeout_s=message.timeout_ms / 1000 if message.timeout_ms else None,
+        priority=message.priority,
+    )
+
+
+def _body_of_typed(typed: generation_pb2.TypedInput) -> tuple[Dialect, bytes]:
+    sampling = typed.sampling
+    body: dict[str, object] = {"model": typed.model}
+    dialect = Dialect.COMPLETION
+    match typed.WhichOneof("prompt"):
+        case "text":
+            body["prompt"] = typed.text
+        case "token_ids":
+            body["prompt"] = list(typed.token_ids.ids)
+        case "conversation":
+            dialect = Dialect.CHAT
+            body["messages"] = [
+                {"role": message.role, "content": message.content} for message in typed.conversation.messages
+            ]
+        case _:
+            raise InvalidRequest("prompt is missing", param="prompt")
+    for field, key in (
+        ("max_token_count", "max_tokens"),
+        ("temperature", "temperature"),
+        ("top_p", "top_p"),
+        ("seed", "seed"),
+        ("choice_count", "n"),
+        ("ignore_eos", "ignore_eos"),
+    ):
+        if sampling.HasField(field):
+            body[key] = _json_number(getattr(sampling, field), key)
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    return dialect, orjson.dumps(body)
+
+
+def _json_number(value: object, param: str) -> object:
+    if not isinstance(value, float):
+        return value
+    if not isfinite(value):
+        raise InvalidRequest(f"{param} is not a number", param=param)
+    # A 32-bit float holds seven digits; the rest of its 64-bit twin is noise that the caller never wrote.
+    return float(f"{value:.7g}")
+
+
+def response_from_event(event: Started | Delta | Finished) -> generation_pb2.GenerateResponse:
+    """An event as a message of Generate."""
+    match event:
+        case Delta():
+            return generation_pb2.GenerateResponse(delta=_delta_to_proto(event))
+        case Started():
+            return generation_pb2.GenerateResponse(started=_started_to_proto(event))
+        case Finished():
+            return generation_pb2.GenerateResponse(finished=_finished_to_proto(event))
+
+
+def call_event(call_id: int, event: Event) -> generation_pb2.CallEvent:
+    """An event as an entry of a GenerateStream message.
+
+    One that no message can carry (text that is no Unicode, a number out of range) becomes the failure of its call: the
+    other calls on the stream have no part in it.
+    """
+    try:
+        match event:
+            case Delta():
+                return generation_pb2.CallEvent(call_id=call_id, delta=_delta_to_proto(event))
+            case Started():
+                return generation_pb2.CallEvent(call_id=call_id, started=_started_to_proto(event))
+            case Finished():
+                return generation_pb2.CallEvent(call_id=call_id, finished=_finished_to_proto(event))
+            case Failed():
+                return generation_pb2.CallEvent(call_id=call_id, failure=failure_from_error(event.error))
+    except ValueError:
+        error = EngineFailed("The engine answered with something that cannot be passed on.")
+        return generation_pb2.CallEvent(call_id=call_id, failure=failure_from_error(error))
+
+
+def event_from_proto(message: generation_pb2.CallEvent | generation_pb2.GenerateResponse) -> Event | None:
+    """The event in a message of Generate or an entry of GenerateStream; None for a kind this version does not know."""
+    kind = message.WhichOneof("event")
+    if kind == "delta":
+        return _delta_from_proto(message.delta)
+    if kind == "started":
+        return Started(message.started.prompt_token_count, message.started.cached_token_count)
+    if kind == "finished":
+        finished = message.finished
+        return Finished(finished.prompt_token_count, finished.cached_token_count, finished.output_token_count)
+    if kind == "failure" and isinstance(message, generation_pb2.CallEvent):
+        return Failed(error_from_failure(message.failure))
+    return None
+
+
+def _started_to_proto(event: Started) -> generation_pb2.Started:
+    return generation_pb2.Started(prompt_token_count=event.prompt_tokens, cached_token_count=event.cached_tokens)
+
+
+def _finished_to_proto(event: Finished) -> generation_pb2.Finished:
+    return generation_pb2.Finished(
+        prompt_token_count=event.prompt_tokens,
+        cached_token_count=event.cached_tokens,
+        output_token_count=event.output_tokens,
+    )
+
+
+def _delta_to_proto(event: Delta) -> generation_pb2.Delta:
+    message = generation_pb2.Delta(choice_index=event.choice, text=event.text, token_ids=event.token_ids)
+    if event.reasoning:
+        message.reasoning = event.reasoning
+    if event.finish_reason is not None:
+        message.finish_reason = _FINISH[event.finish_reason]
+    for call in event.tool_calls:
+        message.tool_calls.add(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
+    for entry in event.logprobs:
+        message.logprobs.add(
+            token=entry.token,
+            logprob=entry.logprob,
+            token_bytes=entry.token_bytes,
+            top=[
+                generation_pb2.TopLogprob(token=top.token, logprob=top.logprob, token_bytes=top.token_bytes)
+                for top in entry.top
+            ],
+        )
+    return message
+
+
+def _delta_from_proto(message: generation_pb2.Delta) -> Delta:
+    return Delta(
+        message.choice_index,
+        message.text,
+        tuple(message.token_ids),
+        message.reasoning,
+        tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in message.tool_calls)
+        if message.tool_calls
+        else (),
+        tuple(
+            TokenLogprob(
+                entry.token,
+                entry.logprob,
+                entry.token_bytes,
+                tuple(TopLogprob(top.token, top.logprob, top.token_bytes) for top in entry.top),
+            )
+            for entry in message.logprobs
+        )
+        if message.logprobs
+        else (),
+        _FINISH_BACK.get(message.finish_reason),
+    )

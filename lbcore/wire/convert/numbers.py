@@ -1,0 +1,20 @@
+"""Numbers that cross the wire, brought into the range that the other side can hold."""
+
+from __future__ import annotations
+
+_UINT32 = 2**32 - 1
+
+
+def measure(value: float) -> float:
+    """A measurement as a peer sent it; 0, which means nothing measured, for NaN, infinity and negative numbers."""
+    return value if 0.0 < value < 1e12 else 0.0
+
+
+def milliseconds(timeout_s: float | None) -> int:
+    """A time limit for the wire, where 0 means none: what is over already becomes the shortest there is."""
+    return 0 if timeout_s is None else max(1, round(min(timeout_s * 1000, _UINT32)))
+
+
+def uint32(value: int) -> int:
+    """The nearest number that a uint32 holds."""
+    return max(0, min(value, _UINT32))
