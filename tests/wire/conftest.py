@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
 import grpc
+import pytest
 import pytest_asyncio
 from prometheus_client import generate_latest
 
@@ -39,6 +43,18 @@ REPORT_INTERVAL_S = 0.25
 PATIENCE_S = 10.0
 
 T = TypeVar("T")
+
+fixture = partial(pytest_asyncio.fixture, loop_scope="session")
+"""For asynchronous fixtures of this folder, whose tests all share one event loop.
+
+gRPC has one poller for all loops of a process, and trips over what is still under way on one that was closed.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents and pytest_asyncio.is_async_test(item):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
 class Host:
@@ -233,23 +249,23 @@ class Wire:
         return channel
 
 
-@pytest_asyncio.fixture
+@fixture()
 async def wire() -> AsyncIterator[Wire]:
     async with AsyncExitStack() as stack:
         yield Wire(stack)
 
 
-@pytest_asyncio.fixture
+@fixture()
 async def worker(wire: Wire) -> WorkerHost:
     return await wire.worker()
 
 
-@pytest_asyncio.fixture
+@fixture()
 async def scheduler(wire: Wire) -> SchedulerHost:
     return await wire.scheduler()
 
 
-@pytest_asyncio.fixture(autouse=True)
+@fixture(autouse=True)
 async def no_loose_ends() -> AsyncIterator[None]:
     """Fails a test whose event loop complains: of a task that died unheard, or of a callback that raised."""
     complaints: list[str] = []
@@ -257,9 +273,16 @@ async def no_loose_ends() -> AsyncIterator[None]:
     def complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         complaints.append(f"{context['message']}: {context.get('exception')!r}")
 
-    asyncio.get_running_loop().set_exception_handler(complain)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(complain)
+    # What was there before is no part of the test, and looking through it would take longer than the test.
+    gc.freeze()
     yield
     gc.collect()
+    gc.unfreeze()
+    # A process of ours that ran inside the test has taken over what stops pytest.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
     assert complaints == []
 
 
@@ -267,6 +290,13 @@ async def soon(awaitable: Awaitable[T]) -> T:
     """What is awaited, if it comes before the test loses its patience."""
     async with asyncio.timeout(PATIENCE_S):
         return await awaitable
+
+
+async def eventually(holds: Callable[[], object]) -> None:
+    """Returns once `holds()` is true, for what nobody tells of: lets the event loop turn until then."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not holds():
+            await asyncio.sleep(0)
 
 
 async def all_events(call: Call) -> list[Event]:

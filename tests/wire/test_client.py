@@ -8,16 +8,15 @@ from dataclasses import replace
 
 import orjson
 import pytest
-import pytest_asyncio
 
 from lbcore.client import Answer, Client
 from lbcore.errors import InvalidRequest, ModelNotFound, NoReadyWorker
 from lbcore.generation import Delta, Dialect, Event, Finished, FinishReason, Started
 from tests.fleet import MODEL, spec
-from tests.wire.conftest import SchedulerHost, Wire, WorkerHost, soon
+from tests.wire.conftest import SchedulerHost, Wire, WorkerHost, fixture, soon
 
 
-@pytest_asyncio.fixture
+@fixture()
 async def client(scheduler: SchedulerHost, worker: WorkerHost) -> AsyncIterator[Client]:
     """A client of a scheduler that knows one worker."""
     scheduler.join(replace(spec(), address=worker.address))

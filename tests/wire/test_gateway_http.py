@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 import pytest
-import pytest_asyncio
 from aiohttp import ClientResponse, ClientSession, web
 from structlog.testing import capture_logs
 
@@ -36,7 +35,7 @@ from lbcore.prefix import PREFIX_BLOCK_BYTES, block_hashes
 from lbcore.types import EndpointState, Epoch, LoadReport, RouteFacts, ServedModel, WorkerId, WorkerSpec, WorkerStatus
 from lbcore.wire.clients import TableStep
 from tests.fakes import ManualClock, Signal
-from tests.wire.conftest import soon
+from tests.wire.conftest import eventually, fixture, soon
 
 Step = list[Event] | Exception | asyncio.Event
 """A batch of events, an end, or something to wait for."""
@@ -128,12 +127,10 @@ class Gateway:
     async def let_go(self) -> None:
         """Returns once no request is under way."""
         await self.dispatcher.happened.until(lambda: self.dispatcher.closed == len(self.dispatcher.asked))
-        async with asyncio.timeout(10):
-            while self.handlers.in_flight:
-                await asyncio.sleep(0)
+        await eventually(lambda: not self.handlers.in_flight)
 
 
-@pytest_asyncio.fixture
+@fixture()
 async def gateway() -> AsyncIterator[Gateway]:
     async with Gateway() as gateway:
         gateway.serves("m")
@@ -482,9 +479,7 @@ async def test_a_client_that_goes_away_in_mid_body_is_no_crash(gateway: Gateway)
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         await writer.drain()
-        async with asyncio.timeout(10):
-            while not gateway.handlers.in_flight:
-                await asyncio.sleep(0)
+        await eventually(lambda: gateway.handlers.in_flight)
         writer.close()
         await gateway.let_go()
     assert "request_crashed" not in [line["event"] for line in logs]

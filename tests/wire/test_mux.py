@@ -212,7 +212,7 @@ async def test_a_connection_may_take_longer_than_a_blink(wire: Wire, worker: Wor
 async def test_a_worker_that_stands_still_is_found_by_pings(
     wire: Wire, worker: WorkerHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hurried = {"grpc.keepalive_time_ms": 100, "grpc.keepalive_timeout_ms": 100, "grpc.http2.ping_timeout_ms": 100}
+    hurried = {"grpc.keepalive_time_ms": 250, "grpc.keepalive_timeout_ms": 250, "grpc.http2.ping_timeout_ms": 250}
     options = tuple((name, hurried.get(name, value)) for name, value in channel._CLIENT)
     monkeypatch.setattr(channel, "_CLIENT", options)
     door = Door(worker)
@@ -360,12 +360,11 @@ async def test_a_call_that_ended_in_time_is_not_ended_again(
 ) -> None:
     monkeypatch.setattr(clients, "GRACE_S", 0.0)
     client = wire.generation_client(worker)
-    done = client.begin(GenerationRequest("done", Dialect.CHAT, b"{}", timeout_s=0.05))
-    (await worker.engine.next()).answer("one")
-    assert (await all_events(done))[-1] == Finished(10, 0, 1)
-    late = client.begin(GenerationRequest("late", Dialect.CHAT, b"{}", timeout_s=0.05))
-    assert isinstance(await failure_of(late), DeadlineExceeded)
-    waiting = asyncio.ensure_future(done.events())
+    call = client.begin(GenerationRequest("r", Dialect.CHAT, b"{}", timeout_s=0.0))
+    end = generation_pb2.CallEvent(call_id=call.call_id, finished=generation_pb2.Finished(output_token_count=1))
+    client._deliver(generation_pb2.GenerateStreamResponse(events=[end]))
+    assert await soon(call.events()) == [Finished(0, 0, 1)]
+    waiting = asyncio.ensure_future(call.events())
     await settle()
     assert not waiting.done()
     waiting.cancel()

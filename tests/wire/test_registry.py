@@ -14,7 +14,7 @@ from lbcore.types import EndpointState, LoadReport, RouteFacts, Ticket, TicketPh
 from lbcore.wire.convert import spec_to_proto
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
-from tests.wire.conftest import LEASE_S, REPORT_INTERVAL_S, SchedulerHost, Wire, soon
+from tests.wire.conftest import LEASE_S, REPORT_INTERVAL_S, SchedulerHost, Wire, fixture, soon
 
 Fields = dict[str, Any]
 
@@ -393,7 +393,7 @@ async def test_streams_of_workers_that_left_are_not_kept(wire: Wire, scheduler: 
     assert scheduler.state.streams == {}
 
 
-@pytest.fixture
+@fixture()
 async def sweeping(scheduler: SchedulerHost) -> Any:
     """The scheduler's own sweep, on the manual clock."""
     task = asyncio.ensure_future(sweep(scheduler.state))

@@ -29,7 +29,7 @@ from lbcore.wire.convert import facts_to_proto, route_from_proto
 from lbcore.wire.status import error_from_rpc
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
-from tests.wire.conftest import LEASE_S, TICKET_S, SchedulerHost, Wire, soon
+from tests.wire.conftest import LEASE_S, TICKET_S, SchedulerHost, Wire, eventually, soon
 
 ONE_AT_A_TIME = Capacity(max_sequences=1)
 
@@ -426,7 +426,7 @@ async def test_a_watcher_that_is_gone_is_forgotten(wire: Wire, scheduler: Schedu
     call.cancel()
     other = wire.routing_stub(scheduler).WatchWorkers(routing_pb2.WatchWorkersRequest())
     await soon(other.read())
-    assert scheduler.state.table.watcher_count == 1
+    await eventually(lambda: scheduler.state.table.watcher_count == 1)
 
 
 async def test_the_table_tells_credit_and_load(wire: Wire, scheduler: SchedulerHost) -> None:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
-import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import CollectorRegistry, Gauge
@@ -17,7 +16,7 @@ from lbcore.errors import ConfigError
 from lbcore.metrics import MetricsServer
 from lbcore.wire.channel import open_channel
 from lbcore.wire.server import GrpcServer, service
-from tests.wire.conftest import soon
+from tests.wire.conftest import fixture, soon
 
 NAME = "lbcore.api.v1.RoutingService"
 UP, DOWN = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -40,7 +39,7 @@ class Served:
         return int((await soon(stub.Check(health_pb2.HealthCheckRequest(service=name)))).status)
 
 
-@pytest_asyncio.fixture
+@fixture()
 async def served() -> AsyncIterator[Served]:
     served = Served()
     await served.server.start()
@@ -99,7 +98,7 @@ async def test_a_server_that_never_started_can_be_stopped() -> None:
     await server.stop(0)
 
 
-@pytest_asyncio.fixture
+@fixture()
 async def page() -> AsyncIterator[str]:
     """Where a page with one gauge is served."""
     registry = CollectorRegistry()

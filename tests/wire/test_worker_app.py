@@ -8,7 +8,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
@@ -19,7 +18,7 @@ from lbcore.wire.channel import open_channel
 from lbcore.wire.clients import GenerationClient
 from tests.fakes import ManualClock, ScriptedEngine
 from tests.fleet import spec
-from tests.wire.conftest import Host, SchedulerHost, Wire, all_events, failure_of, soon
+from tests.wire.conftest import Host, SchedulerHost, Wire, all_events, failure_of, fixture, soon
 from worker import app
 from worker.app import Worker
 from worker.config import WorkerConfig
@@ -49,7 +48,7 @@ class RunningWorker:
         await asyncio.gather(self.task, return_exceptions=True)
 
 
-@pytest_asyncio.fixture
+@fixture()
 async def running(scheduler: SchedulerHost) -> AsyncIterator[RunningWorker]:
     """A worker that the scheduler knows."""
     worker = RunningWorker(scheduler)
@@ -58,7 +57,7 @@ async def running(scheduler: SchedulerHost) -> AsyncIterator[RunningWorker]:
     await worker.stop()
 
 
-@pytest_asyncio.fixture
+@fixture()
 async def client(scheduler: SchedulerHost, running: RunningWorker) -> AsyncIterator[GenerationClient]:
     client = GenerationClient(address_of(scheduler))
     yield client
