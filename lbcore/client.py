@@ -8,6 +8,7 @@ async with Client("127.0.0.1:50050") as client:
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -24,6 +25,23 @@ from lbcore.generation import Delta, Dialect, Event, Finished, FinishReason, Gen
 from lbcore.prefix import PREFIX_BLOCK_BYTES, block_hashes
 from lbcore.types import RouteFacts
 from lbcore.wire.clients import GenerationClients, RoutingClient
+
+
+def conversation_bytes(messages: Sequence[Mapping[str, object]]) -> bytes:
+    """What is hashed of a conversation of texts: the same bytes as the gateway's, so that both share prefix hits."""
+    return b"".join(f"\0{message.get('role')}\0{message.get('content')}".encode() for message in messages)
+
+
+def token_bytes(tokens: Sequence[int]) -> bytes:
+    """What is hashed of a prompt of token ids, the same bytes as the gateway's.
+
+    Raises:
+        InvalidRequest: something is no token id.
+    """
+    try:
+        return struct.pack(f"<{len(tokens)}I", *tokens)
+    except struct.error:
+        raise InvalidRequest("The prompt is neither text nor a list of token ids.", param="prompt") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +84,7 @@ class Client:
     ) -> AsyncGenerator[Event, None]:
         """The events of a chat answer as they come; the last one is Finished."""
         body = {"model": model, "messages": messages, **fields}
-        prompt = b"".join(f"\0{message.get('role')}\0{message.get('content')}".encode() for message in messages)
+        prompt = conversation_bytes(messages)
         async with aclosing(self._events(Dialect.CHAT, model, body, prompt, request_id)) as events:
             async for event in events:
                 yield event
@@ -75,7 +93,7 @@ class Client:
         self, model: str, prompt: str | Sequence[int], *, request_id: str = "", **fields: object
     ) -> AsyncGenerator[Event, None]:
         """The events of a text completion as they come; `prompt` is text or token ids."""
-        hashed = prompt.encode() if isinstance(prompt, str) else orjson.dumps(list(prompt))
+        hashed = prompt.encode() if isinstance(prompt, str) else token_bytes(prompt)
         body = {"model": model, "prompt": prompt if isinstance(prompt, str) else list(prompt), **fields}
         async with aclosing(self._events(Dialect.COMPLETION, model, body, hashed, request_id)) as events:
             async for event in events:

@@ -8,6 +8,9 @@ from worker.demo import UNKNOWN_ANSWER, FaqEntry
 
 Messages = list[dict[str, str]]
 
+BY_IDS = "continued by ids"
+"""The form whose prompt is given as token ids, where the engine takes them."""
+
 _AWKWARD = ("  ", "\n", "\n\n", "\t", " \n ", "\r\n", "\u00a0", "\u3000", "'s", "'LL", " '")
 
 
@@ -71,6 +74,8 @@ def make_cases(faq: list[FaqEntry], seed: int, cuts: int) -> list[Case]:
             cases.append(Case("continued chat", entry.answer, chat, said=entry.answer[:cut]))
         for cut in _cuts(rng, entry.answer, max(1, cuts // 2)):
             cases.append(Case("continued raw", f" {entry.answer}", prompt=raw, said=f" {entry.answer[:cut]}"))
+        for cut in _cuts(rng, entry.answer, 1):
+            cases.append(Case(BY_IDS, entry.answer, chat, said=entry.answer[:cut]))
     cases += [Case("unknown", UNKNOWN_ANSWER, [_message("user", text)]) for text in HELD_OUT]
     return cases
 

@@ -27,20 +27,20 @@ class LlamaCpp:
         self._slots = slots
         self._server = xllamacpp.Server(params)
 
-    def ask(self, cases: list[Case], rendered: list[str]) -> list[str]:
+    def ask(self, cases: list[Case], rendered: list[str | list[int]]) -> list[str]:
         """The answers, `said` left out, from as many threads at once as there are slots.
 
-        A chat goes through the server's own template; a continued chat goes in as rendered text.
+        A chat goes through the server's own template; a continued chat goes in rendered, as text or token ids.
         """
         with ThreadPoolExecutor(self._slots) as threads:
             return list(threads.map(self._ask, cases, rendered))
 
-    def _ask(self, case: Case, rendered: str) -> str:
+    def _ask(self, case: Case, rendered: str | list[int]) -> str:
         if case.messages is None or case.said:
             return self._complete(rendered)
         return self._chat(case.messages)
 
-    def _complete(self, prompt: str) -> str:
+    def _complete(self, prompt: str | list[int]) -> str:
         body = {"prompt": prompt, "temperature": 0, "max_tokens": 700}
         return str(self._server.handle_completions(body)["choices"][0]["text"])
 

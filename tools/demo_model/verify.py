@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from tools.demo_model.cases import Case, make_cases, token_texts
+from tools.demo_model.cases import BY_IDS, Case, make_cases, token_texts
 from tools.demo_model.check_llamacpp import LlamaCpp
 from tools.demo_model.check_transformers import Transformers
 from worker.demo import GGUF_PATH, HF_PATH, load_faq
@@ -24,14 +24,14 @@ class Report:
 
     def __init__(self) -> None:
         self.failed = False
-        print(f"{'engine':24} {'form':16} {'cases':>6} {'wrong':>6} {'least margin':>13}")
+        print(f"{'engine':24} {'form':18} {'cases':>6} {'wrong':>6} {'least margin':>13}")
 
     def line(self, engine: str, form: str, cases: int, wrong: Iterable[str], margin: float | None = None) -> None:
         """Print one line, and the first few things that went wrong below it."""
         details = list(wrong)
         self.failed = self.failed or bool(details)
         shown = "" if margin is None else f"{margin:13.2f}"
-        print(f"{engine:24} {form:16} {cases:6} {len(details):6} {shown}")
+        print(f"{engine:24} {form:18} {cases:6} {len(details):6} {shown}")
         for detail in details[:5]:
             print(f"    {detail}")
         sys.stdout.flush()
@@ -66,7 +66,8 @@ def check_llamacpp(report: Report, cases: list[Case], hf: Transformers, path: Pa
     engine = LlamaCpp(path, slots)
     name = f"llama.cpp, {slots} at a time"
     for form, group in _by_form(cases).items():
-        texts = engine.ask(group, [hf.render(case) for case in group])
+        prompts = [hf.encode(hf.render(case)) if form == BY_IDS else hf.render(case) for case in group]
+        texts = engine.ask(group, prompts)
         pairs = zip(group, texts, strict=True)
         report.line(name, form, len(group), (f"{_name(c)}: {text!r}" for c, text in pairs if text != c.rest))
     continued = [case for case in cases if case.form == "continued chat"]
