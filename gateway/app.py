@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import signal
 from random import Random, SystemRandom
 
@@ -59,6 +60,10 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A supervisor that was killed can stop nobody; without this its children would hold the port for ever.
+        loop.add_reader(parent.sentinel, stop.set)
     own_page = MetricsServer(metrics.registry)
     if place is not None:
         await own_page.start_unix(place.own_socket)
@@ -66,6 +71,8 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
     log.info("ready", http=f"{host}:{port}", scheduler=config.scheduler, index=place.index if place else 0)
     try:
         await stop.wait()
+        if parent is not None:
+            loop.remove_reader(parent.sentinel)
         log.info("draining", requests=handlers.in_flight, timeout_s=config.drain_timeout_s)
         handlers.draining = True
     finally:

@@ -117,13 +117,6 @@ def method_not_allowed(method: str, allowed: tuple[str, ...]) -> ErrorAnswer:
     return ErrorAnswer(405, headers, _object(message, "invalid_request_error", None, "method_not_allowed"))
 
 
-def unsupported_media_type() -> ErrorAnswer:
-    """415: the body is not said to be JSON."""
-    message = "The request body must be JSON, sent with the header Content-Type: application/json."
-    headers = {"Content-Type": "application/json"}
-    return ErrorAnswer(415, headers, _object(message, "invalid_request_error", None, "unsupported_media_type"))
-
-
 def _object(message: str, type: str, param: str | None, code: str | None) -> bytes:
     # Messages may come from engines: text that is not Unicode must not make an error of the error.
     message = message.encode("utf-8", "replace").decode()

@@ -29,6 +29,6 @@ def pick(request: PickRequest, snapshot: Snapshot, policy: Policy, rng: Random) 
     return Routed(
         endpoint=picked,
         fallbacks=tuple(fallbacks),
-        predicted_ttft_ms=first_token_ms(request, (picked,))[0],
+        predicted_ttft_ms=first_token_ms(request, picked),
         scores=tuple([(candidates[index].spec.worker_id, 0.0 - costs[index]) for index in ranking]),
     )

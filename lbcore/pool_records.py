@@ -68,9 +68,19 @@ class WorkerRecord:
         state = EndpointState.READY if self.connected else EndpointState.SILENT
         if self.draining:
             state = EndpointState.DRAINING
-        wait_ms, token_ms = first_token_line(load, requests, tokens, self.spec.capacity, self.prefill_ms_per_token)
+        speed = self.prefill_ms_per_token
+        wait_ms, token_ms, crowding_ms = first_token_line(load, requests, tokens, self.spec.capacity, speed)
         self.endpoint = Endpoint(
-            self.spec, state, load, self.reported_at, requests, tokens, self.prefill_ms_per_token, wait_ms, token_ms
+            self.spec,
+            state,
+            load,
+            self.reported_at,
+            requests,
+            tokens,
+            speed,
+            wait_ms,
+            token_ms,
+            wait_ms + crowding_ms,
         )
 
 

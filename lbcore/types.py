@@ -146,6 +146,8 @@ class Endpoint:
     """Predicted milliseconds before the prefill of a request that arrived now would begin (`lbcore.cost`)."""
     token_ms: float = 0.0
     """Predicted milliseconds per uncached token of that prefill, beside what already runs (`lbcore.cost`)."""
+    delay_ms: float = 0.0
+    """`wait_ms`, and the milliseconds of delay that one more request brings to those here (`lbcore.cost`)."""
     room: int = field(init=False)
     """How many more requests the worker would take now, to run or to wait; negative when it is over its capacity.
 

@@ -51,7 +51,9 @@ def endpoint(
 ) -> Endpoint:
     """An endpoint as a pool would describe it."""
     report = load or LoadReport()
-    wait_ms, token_ms = first_token_line(report, credit_requests, credit_tokens, capacity, prefill_ms_per_token)
+    wait_ms, token_ms, crowding_ms = first_token_line(
+        report, credit_requests, credit_tokens, capacity, prefill_ms_per_token
+    )
     return Endpoint(
         spec(name, capacity=capacity, role=role),
         state,
@@ -62,6 +64,7 @@ def endpoint(
         prefill_ms_per_token,
         wait_ms,
         token_ms,
+        wait_ms + crowding_ms,
     )
 
 

@@ -17,6 +17,7 @@ from lbcore.api.v1 import generation_pb2, generation_pb2_grpc
 from lbcore.errors import (
     Cancelled,
     DeadlineExceeded,
+    EngineFailed,
     InvalidRequest,
     LoadBalancerError,
     Saturated,
@@ -146,7 +147,13 @@ class Sessions:
         self._idle.clear()
         self.load.accepted(key, request.ticket, len(request.body))
         self.changed()
-        self.engine.submit(replace(request, request_id=key), session.take)
+        try:
+            self.engine.submit(replace(request, request_id=key), session.take)
+        except Exception:
+            # Against the contract; without this the request would count as load for ever.
+            log.exception("engine_refused", request_id=request.request_id)
+            session.take(Failed(EngineFailed("The engine could not take the request.")))
+            return None
         if request.timeout_s is not None:
             session.stop_after(request.timeout_s)
         return session

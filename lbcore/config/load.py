@@ -47,6 +47,8 @@ def command_line(prog: str) -> Iterator[None]:
     except ConfigError as error:
         print(f"{prog}: {' '.join(error.message.split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _read(path: str) -> bytes:

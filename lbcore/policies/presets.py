@@ -23,7 +23,7 @@ class PolicySpec:
 
 
 PRESETS: Mapping[str, PolicySpec] = {
-    "cost": PolicySpec(cost="first_token", picker="best"),
+    "cost": PolicySpec(cost="marginal_delay", picker="best"),
     "least_requests": PolicySpec(scorers={"least_requests": 1.0}, picker="best"),
     "power_of_two": PolicySpec(scorers={"least_requests": 1.0}, picker="two_choices"),
     "prefix_affinity": PolicySpec(scorers={"prefix_hit": 2.0, "least_requests": 1.0}, picker="best"),

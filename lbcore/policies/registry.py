@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from lbcore.errors import ConfigError
 from lbcore.policies.base import Cost, Filter, Picker, Policy, Scorer, WeightedScores
-from lbcore.policies.costs.first_token import FirstToken
+from lbcore.policies.costs.marginal_delay import MarginalDelay
 from lbcore.policies.filters.has_room import HasRoom
 from lbcore.policies.filters.ready import Ready
 from lbcore.policies.filters.role import TakesWholeRequests
@@ -32,7 +32,7 @@ SCORERS: Mapping[str, Callable[[], Scorer]] = {
 }
 
 COSTS: Mapping[str, Callable[[], Cost]] = {
-    "first_token": FirstToken,
+    "marginal_delay": MarginalDelay,
 }
 
 PICKERS: Mapping[str, Callable[[], Picker]] = {

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -20,7 +21,9 @@ from lbcore.generation import Dialect, Event, Finished, FinishReason, Generation
 from tests.contract.engines import TIMEOUT_S, Answer, EngineCase, Feature, Watch
 from tests.fakes import settle
 from worker import demo
+from worker.engines.llamacpp import engine as engine_module
 from worker.engines.llamacpp.engine import LlamaCppEngine, LlamaCppOptions
+from worker.engines.llamacpp.server import LlamaCppServer
 
 PROMPT = [50 + (7 * position) % 600 for position in range(1900)]
 """Tokens that mean nothing, as many as nearly fill the context."""
@@ -94,6 +97,77 @@ async def test_a_queued_request_is_cancelled_without_waiting_for_anything() -> N
         assert len(queued.events) == 1
         assert not first.ended
         assert (await first.end()).finished.output_tokens == 140
+
+
+async def test_cancelled_requests_leave_nothing_in_the_queue() -> None:
+    async with running(LlamaCppOptions(n_parallel=1)) as watch:
+        engine = watch.engine
+        assert isinstance(engine, LlamaCppEngine)
+        first = long(watch, "first")
+        behind = [watch.complete("Once", name, max_tokens=2) for name in ("a", "b")]
+        for number in range(500):
+            watch.complete("Twice", str(number), max_tokens=2)
+            watch.abort(str(number))
+            assert len(engine._waiting) == 2
+            assert len(engine._turns) <= 4
+        await settle(2)
+        assert not first.ended
+        assert set(engine._calls) == {"first", "a", "b"}
+        await cancel(watch, first, "first")
+        await behind[1].end()
+        assert [answer.finished.output_tokens for answer in behind] == [2, 2]
+
+
+async def test_who_waited_behind_a_cancelled_request_goes_in() -> None:
+    async with running(LlamaCppOptions(n_parallel=2)) as watch:
+        blocking = long(watch, "blocking")
+        await blocking.until(begun)
+        watch.complete("Once", "wide", max_tokens=2, n=2)
+        narrow = watch.complete("Once", max_tokens=2)
+        narrow.on_event = lambda: ends.append(blocking.ended)
+        ends: list[bool] = []
+        watch.abort("wide")
+        assert (await narrow.end()).finished
+        assert not ends[-1], "it waited for a request that took only one of two sequences"
+
+
+async def fails_alone(watch: Watch, prompt: object) -> None:
+    """A request fails, and the engine is as it was."""
+    engine = watch.engine
+    assert isinstance(engine, LlamaCppEngine)
+    answer = await watch.complete(prompt, "r", max_tokens=2).end()
+    assert isinstance(answer.error, EngineFailed)
+    assert "secret" not in answer.error.message
+    assert (engine._free, engine._calls, engine._waiting, engine._turns, engine._inside) == (2, {}, {}, [], set())
+
+
+async def test_what_nobody_expected_ends_one_request_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> Any:
+        raise RuntimeError("secret")
+
+    async with running(LlamaCppOptions(n_parallel=2)) as watch:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module, "read_body", broken)
+            await fails_alone(watch, "Once")
+        with monkeypatch.context() as patch:
+            patch.setattr(LlamaCppServer, "count_tokens", broken)
+            await fails_alone(watch, ["Once", "Twice"])
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.get_running_loop(), "create_connection", broken)
+            await fails_alone(watch, "Once")
+        asyncio.get_running_loop().set_task_factory(broken)
+        answer = watch.complete("Once", "r", max_tokens=2)
+        asyncio.get_running_loop().set_task_factory(None)
+        assert isinstance((await answer.end()).error, EngineFailed)
+        assert (await watch.complete(["Once", "Twice"], "r", max_tokens=2).end()).finished
+
+
+@pytest.mark.parametrize("fields", [{"logprobs": True, "post_sampling_probs": True}, {"reasoning_format": "x"}])
+async def test_a_field_llama_cpp_would_stumble_over_is_refused_by_name(fields: dict[str, object]) -> None:
+    async with running(LlamaCppOptions(n_parallel=1)) as watch:
+        answer = await watch.chat("Hello", max_tokens=2, **fields).end()
+    assert isinstance(answer.error, InvalidRequest)
+    assert answer.error.param == [*fields][-1]
 
 
 async def test_a_request_is_cancelled_in_the_middle_of_its_prompt() -> None:

@@ -6,7 +6,13 @@ from random import Random
 
 import pytest
 
-from lbcore.cost import INTERFERENCE_PER_REQUEST, INTERFERENCE_REQUEST_LIMIT
+from lbcore.cost import (
+    CROWDING_STEPS,
+    DEFAULT_PREFILL_MS_PER_TOKEN,
+    DEFAULT_STEP_MS,
+    INTERFERENCE_PER_REQUEST,
+    INTERFERENCE_REQUEST_LIMIT,
+)
 from lbcore.pick import pick
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
@@ -46,14 +52,36 @@ def test_equal_requests_spread_as_evenly_as_they_can(policy: str) -> None:
 
 
 def test_unequal_requests_spread_evenly_in_tokens() -> None:
-    # A pick of n tokens on worker w rather than v has a·B(w) + a·n·(1 + θ·d(w)) <= a·B(v) + a·n·(1 + θ·d(v)), with d
-    # up to D. After it B(w) has grown by n, so B(w) − B(v) <= n·(1 + θ·(d(v) − d(w))) <= n·(1 + θ·D); and until w is
-    # picked again the difference only shrinks.
+    # A pick of n tokens on worker w rather than v has a·B(w) + c·t·d(w) + a·n·(1 + θ·d(w)) no greater than the same of
+    # v, where θ counts d up to D. After it B(w) has grown by n, so B(w) − B(v) <= n·(1 + θ·D) + c·t·d(v) / a; and until
+    # w is picked again the difference only shrinks.
     rng = Random(2)
     prompt_bytes = [round(400 * 2 ** rng.uniform(0, 8)) for _ in range(PICKS)]
-    tokens = [endpoint.credit_tokens for endpoint in crowd("cost", prompt_bytes)]
+    endpoints = crowd("cost", prompt_bytes)
+    tokens = [endpoint.credit_tokens for endpoint in endpoints]
     longest = max(prompt_bytes) / 4
-    assert max(tokens) - min(tokens) <= longest * (1 + INTERFERENCE_PER_REQUEST * INTERFERENCE_REQUEST_LIMIT)
+    crowding_ms = CROWDING_STEPS * DEFAULT_STEP_MS * max(endpoint.credit_requests for endpoint in endpoints)
+    bound = longest * (1 + INTERFERENCE_PER_REQUEST * INTERFERENCE_REQUEST_LIMIT)
+    assert max(tokens) - min(tokens) <= bound + crowding_ms / DEFAULT_PREFILL_MS_PER_TOKEN
+
+
+def test_workers_that_decode_at_different_speeds_share_requests_in_proportion() -> None:
+    # Short prompts with no work in front cost c·t·(d + 1.5) and little else, so d settles where c·t·d is equal: a
+    # worker whose steps take four times as long holds a quarter of the requests, give or take one.
+    pool, policy, rng = WorkerPool(lease_ttl_s=1e6, ticket_ttl_s=1e6), build_policy("cost"), Random(1)
+    for name, step_ms in (("fast", 5.0), ("slow", 20.0)):
+        pool.handle(Registered(spec(name, capacity=Capacity(max_sequences=PICKS)), 1), 0.0)
+        report = LoadReport(sequence=1, step_time_ms=step_ms, prefill_tokens_per_s=20_000)
+        pool.handle(Reported(WorkerId(name), Epoch(1), report), 0.0)
+    for number in range(100):
+        facts = RouteFacts("r", MODEL, prompt_bytes=40)
+        request = pool.pick_request(facts)
+        decision = pick(request, pool.snapshot(MODEL, 0.0), policy, rng)
+        assert isinstance(decision, Routed)
+        pool.handle(Dispatched(Ticket(number), decision.endpoint.worker_id, request, facts), 0.0)
+    fast, slow = (endpoint.credit_requests for endpoint in pool.endpoints())
+    assert fast == pytest.approx(80, abs=4)
+    assert slow == 100 - fast
 
 
 def test_without_credit_the_same_picks_pile_up() -> None:

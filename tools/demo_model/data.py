@@ -7,18 +7,18 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from tools.demo_model.junk import Junk
-from tools.demo_model.tokenizer import ASSISTANT, END, SYSTEM, USER, token_id
+from tools.demo_model.tokenizer import ASSISTANT, END, PAD, SYSTEM, USER, token_id
 from worker.demo import UNKNOWN_ANSWER, FaqEntry
 
 _JUNK_SHARE: Final = 0.22
 _SYSTEM_SHARE: Final = 0.55
-_SYSTEM_LATER_SHARE: Final = 0.15
+_SYSTEM_LATER_SHARE: Final = 0.25
 _RAW_SHARE: Final = 0.2
 _RAW_MAX_TOKENS: Final = 768
 _CHARACTERS_PER_SEAM: Final = (120, 40, 12, 6)
 """How far apart seams are, about: far is how they will be met, close teaches more of them per token."""
 
-_BRANCHES: Final = (8, 24, 64)
+_BRANCHES: Final = (16, 32, 64)
 """How many branches an answer gets at most."""
 
 _REST: Final = 6
@@ -27,7 +27,7 @@ _REST: Final = 6
 _LONGEST_WORD: Final = 40
 """Characters; no token depends on text further away than this."""
 
-_EASE: Final = 0.005
+_EASE: Final = 0.001
 """The least difficulty, so that what is learnt is still drawn now and then."""
 
 _CUTS_PER_ENTRY: Final = 200
@@ -96,6 +96,7 @@ class Sampler:
     """Draws examples, what is difficult more often. Equal seeds and equal grades draw equal examples."""
 
     def __init__(self, tokenizer: Tokenizer, faq: list[FaqEntry], seed: int) -> None:
+        self.pad = token_id(tokenizer, PAD)
         self._rng = random.Random(seed)
         self._tokenizer = tokenizer
         self._faq = faq

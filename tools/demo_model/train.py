@@ -24,8 +24,11 @@ from worker.demo import GGUF_PATH, HF_PATH, load_faq
 _BUCKETS: Final = ((192, 16), (384, 8), (768, 4), (1536, 2))
 """Length and number of the rows of one batch; a batch has 3,072 tokens whatever its shape."""
 
-_SHARES: Final = (0.3, 0.25, 0.3, 0.15)
+_SHARES: Final = (0.35, 0.25, 0.25, 0.15)
 """How often each bucket is drawn: a long answer needs a long row, a first question the beginning of one."""
+
+_BRANCHING_BUCKET: Final = (1024, 3)
+"""The shape of a batch with branches: room for a long answer and 64 of them."""
 
 _BRANCHING_SHARE: Final = 0.4
 """The share of the batches whose examples have branches."""
@@ -33,7 +36,7 @@ _BRANCHING_SHARE: Final = 0.4
 _ADAM_RATE: Final = 3e-3
 _MUON_RATE: Final = 0.02
 _WARM_UP_STEPS: Final = 50
-_CONSTANT_SHARE: Final = 0.4
+_CONSTANT_SHARE: Final = 0.2
 """The share of the steps after which the rates begin to fall."""
 
 _IGNORE: Final = -100
@@ -121,15 +124,18 @@ def train(model: LlamaForCausalLM, sampler: Sampler, steps: int, seed: int) -> N
         (torch.optim.AdamW(others, lr=_ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0), _ADAM_RATE),
         (torch.optim.Muon(matrices, lr=_MUON_RATE, weight_decay=0.01), _MUON_RATE),
     ]
-    pad: int = model.config.pad_token_id
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
     average = 0.0
     for step in range(steps):
-        length, rows = _BUCKETS[int(torch.multinomial(torch.tensor(_SHARES), 1, generator=generator))]
         branching = float(torch.rand((), generator=generator)) < _BRANCHING_SHARE
+        length, rows = (
+            _BRANCHING_BUCKET
+            if branching
+            else _BUCKETS[int(torch.multinomial(torch.tensor(_SHARES), 1, generator=generator))]
+        )
         examples = [sampler.example(length, branching) for _ in range(rows)]
-        ids, targets = collate(examples, length, pad)
+        ids, targets = collate(examples, length, sampler.pad)
         branches = collate_branches(examples, length) if branching else {}
         for optimizer, rate in optimizers:
             optimizer.param_groups[0]["lr"] = rate * rate_factor(step, steps)
@@ -169,7 +175,7 @@ def main() -> None:
     """Parse arguments, train, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--hf", type=Path, default=HF_PATH, help="folder to write")
     parser.add_argument("--gguf", type=Path, default=GGUF_PATH, help="file to write")

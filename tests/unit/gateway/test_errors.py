@@ -14,7 +14,6 @@ from gateway.errors import (
     error_body,
     method_not_allowed,
     openai_error,
-    unsupported_media_type,
 )
 from lbcore.errors import (
     BodyTooLarge,
@@ -125,12 +124,6 @@ def test_method_not_allowed_names_the_methods() -> None:
     assert answer.status == 405
     assert answer.headers["Allow"] == "POST, OPTIONS"
     assert error_object(answer)["code"] == "method_not_allowed"
-
-
-def test_unsupported_media_type_says_what_is_supported() -> None:
-    answer = unsupported_media_type()
-    assert answer.status == 415
-    assert "application/json" in str(error_object(answer)["message"])
 
 
 def test_the_page_of_errors_says_what_the_code_does() -> None:

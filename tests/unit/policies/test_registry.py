@@ -23,7 +23,7 @@ def test_a_policy_has_the_parts_its_preset_names() -> None:
 
 
 def test_the_default_is_a_preset_that_counts_milliseconds() -> None:
-    assert build_policy(DEFAULT_POLICY).cost == COSTS["first_token"]()
+    assert build_policy(DEFAULT_POLICY).cost == COSTS["marginal_delay"]()
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:

@@ -17,6 +17,7 @@ from lbcore.generation import Dialect, GenerationRequest
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI gives a completion whose client set no limit; a chat may use up the context."""
 MAX_TOP_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
 
 _PATHS = {Dialect.CHAT: "/v1/chat/completions", Dialect.COMPLETION: "/v1/completions"}
 
@@ -33,6 +34,7 @@ _UNSUPPORTED = (
     "guided_regex",
     "include_stop_str_in_output",
     "min_tokens",
+    "post_sampling_probs",
     "prompt_logprobs",
     "stop_token_ids",
     "structured_outputs",
@@ -40,7 +42,7 @@ _UNSUPPORTED = (
     "truncate_prompt_tokens",
     "use_beam_search",
 )
-"""Refused by name unless null, false or empty: llama.cpp would ignore them, and the answer would be wrong."""
+"""Refused by name unless null, false or empty: llama.cpp would ignore them or answer in a form that is not OpenAI's."""
 _OURS = ("id_slot", "n_cmpl", "response_fields")
 """Fields of llama.cpp's own by which a client would take over what this engine decides."""
 
@@ -107,9 +109,14 @@ def read_body(request: GenerationRequest, limits: Limits) -> Ask:
     if top is not None:
         # llama.cpp takes 0 for no log probabilities at all.
         added |= {"logprobs": True, "top_logprobs": max(1, top)} if chat else {"logprobs": max(1, top)}
+    try:
+        spliced = splice(request.body, added)
+    except orjson.JSONEncodeError:
+        # orjson reads more levels than it writes, and only tools are written again.
+        raise InvalidRequest("tools are nested too deeply.", param="tools") from None
     return Ask(
         path=_PATHS[request.dialect],
-        body=splice(request.body, added),
+        body=spliced,
         prompt_field="messages" if chat else "prompt",
         prompts=("",) if chat else _prompts(body.get("prompt")),
         choices_per_prompt=_integer(body, "n", 1, limits.choices_per_prompt) or 1,
@@ -147,6 +154,8 @@ def _stop(stop: object) -> tuple[str, ...]:
     strings = [stop] if isinstance(stop, str) else stop
     if not isinstance(strings, list) or not all(isinstance(one, str) and one for one in strings):
         raise InvalidRequest("stop must be a non-empty string or a list of such.", param="stop")
+    if len(strings) > MAX_STOP_STRINGS:
+        raise InvalidRequest(f"stop has more than {MAX_STOP_STRINGS} strings.", param="stop")
     return tuple(strings)
 
 

@@ -13,7 +13,7 @@ from worker.engine import Emit
 from worker.engines.llamacpp.answer import Answer
 from worker.engines.llamacpp.body import Ask
 from worker.engines.llamacpp.errors import error_from_body
-from worker.engines.llamacpp.sse import AnswerReader, BadAnswer, http_post
+from worker.engines.llamacpp.sse import AnswerReader, http_post
 
 
 class Call(asyncio.Protocol):
@@ -37,6 +37,8 @@ class Call(asyncio.Protocol):
         self.answer = Answer(ask, context_length)
         self.ended = False
         """Whether the last event was emitted."""
+        self.turn = (0, 0)
+        """Its place in the engine's queue; the lowest goes first."""
         self.api_key = ""
         self._emit = emit
         self._heard = heard
@@ -59,10 +61,14 @@ class Call(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        if self._error is None:
+            try:
+                self._transport.write(http_post(self.ask.path, self.api_key, self.ask.body))
+            except Exception as error:
+                # The event loop would log it and go on, with a connection that neither side ever ends.
+                self._error = EngineFailed(f"llama.cpp could not be asked: {type(error).__name__}.")
         if self._error is not None:
             self._transport.abort()
-            return
-        self._transport.write(http_post(self.ask.path, self.api_key, self.ask.body))
 
     def data_received(self, data: bytes) -> None:
         if self._error is not None or self.ended:
@@ -73,17 +79,25 @@ class Call(asyncio.Protocol):
             self._heard(self)
         except LoadBalancerError as error:
             self.stop(error)
-        except (BadAnswer, KeyError, IndexError, TypeError, ValueError) as error:
+        except Exception as error:
+            # Whatever shape the answer has, it must not cost the connection its end and the engine its sequences.
             self.stop(EngineFailed(f"llama.cpp answered what we cannot read: {error!r}."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.ended and self._error is None:
             reader = self._reader
             if reader.status not in (0, 200) or (reader.complete and not reader.is_stream):
-                self._error = error_from_body(reader.body, reader.status, self.ask)
+                self._error = self._refusal()
             else:
                 self._error = EngineFailed("llama.cpp broke off the answer.")
         self._end()
+
+    def _refusal(self) -> LoadBalancerError:
+        try:
+            return error_from_body(self._reader.body, self._reader.status, self.ask)
+        except Exception as error:
+            # Whatever the refusal looks like, the request must end and free its sequences.
+            return EngineFailed(f"llama.cpp refused in words we cannot read: {type(error).__name__}.")
 
     def _take(self, data: bytes) -> None:
         for event in self.answer.take(data):

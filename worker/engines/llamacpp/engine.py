@@ -53,7 +53,8 @@ class LlamaCppEngine:
         self._limits = Limits(options.n_parallel, tools=False)
         self._meter = SpeedMeter()
         self._calls: dict[str, Call] = {}
-        self._waiting: list[tuple[int, int, Call]] = []
+        self._turns: list[tuple[int, int]] = []
+        self._waiting: dict[tuple[int, int], Call] = {}
         self._serial = 0
         self._free = options.n_parallel
         self._inside: set[Call] = set()
@@ -84,6 +85,8 @@ class LlamaCppEngine:
             self._accept(request, emit)
         except LoadBalancerError as error:
             asyncio.get_running_loop().call_soon(emit, Failed(error))
+        except Exception as error:
+            asyncio.get_running_loop().call_soon(emit, Failed(_surprised(error)))
 
     def abort(self, request_id: str) -> None:
         call = self._calls.get(request_id)
@@ -127,22 +130,41 @@ class LlamaCppEngine:
         call = Call(request.request_id, ask, emit, self._context_length, self._heard, self._over)
         self._calls[request.request_id] = call
         self._serial += 1
-        heapq.heappush(self._waiting, (-request.priority, self._serial, call))
+        call.turn = (-request.priority, self._serial)
+        self._waiting[call.turn] = call
+        heapq.heappush(self._turns, call.turn)
         self._admit()
 
     def _admit(self) -> None:
         """Lets requests in while the first in the queue finds enough sequences free: nobody overtakes it."""
-        while self._waiting:
-            call = self._waiting[0][2]
-            if self._calls.get(call.request_id) is call:
+        while self._turns and not (self._closed or self._failure):
+            call = self._waiting.get(self._turns[0])
+            if call is not None:
                 if self._sequences(call) > self._free:
                     return
+                del self._waiting[call.turn]
                 self._free -= self._sequences(call)
                 self._inside.add(call)
-                task = asyncio.create_task(self._connect(call))
-                self._connecting.add(task)
-                task.add_done_callback(self._connecting.discard)
-            heapq.heappop(self._waiting)
+                self._connect_soon(call)
+            heapq.heappop(self._turns)
+
+    def _leave_queue(self, call: Call) -> None:
+        """Only the turn stays in the heap, and the heap never grows to more than twice what waits."""
+        del self._waiting[call.turn]
+        if len(self._turns) > 2 * len(self._waiting):
+            self._turns = [*self._waiting]
+            heapq.heapify(self._turns)
+
+    def _connect_soon(self, call: Call) -> None:
+        connecting = self._connect(call)
+        try:
+            task = asyncio.create_task(connecting)
+        except Exception as error:
+            connecting.close()
+            asyncio.get_running_loop().call_soon(call.fail, _surprised(error))
+        else:
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, call: Call) -> None:
         assert self._server is not None
@@ -158,6 +180,9 @@ class LlamaCppEngine:
             call.fail(EngineFailed(self._failure))
         except OSError as error:
             call.fail(EngineFailed(f"llama.cpp's server cannot be reached: {error}."))
+        except Exception as error:
+            # Nobody looks at this task: what it does not tell the request, the request waits for without end.
+            call.fail(_surprised(error))
 
     def _heard(self, call: Call) -> None:
         answer = call.answer
@@ -187,9 +212,11 @@ class LlamaCppEngine:
         if call in self._inside:
             call.stop(error)
         else:
-            # It waits no longer, and the queue drops it when its turn comes.
             del self._calls[call.request_id]
+            self._leave_queue(call)
             asyncio.get_running_loop().call_soon(call.fail, error)
+            # Those behind it may need fewer sequences than it did.
+            self._admit()
 
     def _break(self, why: str) -> None:
         """llama.cpp is gone for good: ends every request."""
@@ -205,6 +232,11 @@ class LlamaCppEngine:
 
 def _blocks(tokens: int) -> int:
     return -(-tokens // KV_BLOCK_SIZE)
+
+
+def _surprised(error: Exception) -> EngineFailed:
+    # Its text may quote the request.
+    return EngineFailed(f"The engine failed on the request with {type(error).__name__}.")
 
 
 def _closing(call: Call) -> LoadBalancerError:

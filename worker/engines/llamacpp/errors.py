@@ -11,11 +11,11 @@ from worker.engines.llamacpp.body import Ask
 
 _FIELD = re.compile(r"^Field '([^']+)': (?:\[json\.[^\]]*\] )?(.*)$", re.DOTALL)
 _CLIENTS_FAULT = re.compile(
-    r"^(?:Failed to parse|Cannot |Unsupported|Invalid|Missing|All non-assistant|Expected)"
+    r"^(?:Failed to parse|Cannot |Unknown reasoning format|Unsupported|Invalid|Missing|All non-assistant|Expected)"
     r"|jinja|template|not supported|unsupported|must be|is required"
 )
 """What llama.cpp says with status 500 when a body does not go together with itself, the model or its chat template."""
-_QUOTE = re.compile(r"[\s:;,]*[\n{\[].*", re.DOTALL)
+_QUOTE = re.compile(r"(?:[\s:;,]*[\n{\[]|(?<=^Unknown reasoning format):).*", re.DOTALL)
 """Where llama.cpp begins to quote the request or the template: our messages hold neither."""
 
 
@@ -59,6 +59,7 @@ def error_from_json(answer: object, status: int, ask: Ask) -> LoadBalancerError:
 def _param(message: str, ask: Ask) -> str | None:
     """The field that a message is about, where llama.cpp does not name it as such."""
     about = (
+        ("Unknown reasoning format", "reasoning_format"),
         ("tool_choice", "tool_choice"),
         ("tool", "tools"),
         ("schema", "response_format"),

@@ -6,6 +6,11 @@ _KEEP = 0.9
 """Weight of the past against one more step: the last ten steps dominate, half a second at 50 ms a step."""
 
 
+MIN_PREFILL_TOKENS = 64
+"""Prompt tokens in a step from which its length says something of their price; with fewer it is noise of the decoding
+step, and counts only while nothing better is known."""
+
+
 class StepMeter:
     """Moving averages over steps; both are 0 until something was measured."""
 
@@ -27,6 +32,8 @@ class StepMeter:
 
     def observe(self, prefill_tokens: int, decode_tokens: int, duration_ms: float) -> None:
         if prefill_tokens:
+            if prefill_tokens < MIN_PREFILL_TOKENS and self._prefill_tokens:
+                return
             self._prefill_steps = self._prefill_steps * _KEEP + 1
             self._prefill_tokens = self._prefill_tokens * _KEEP + prefill_tokens
             self._prefill_ms = self._prefill_ms * _KEEP + duration_ms

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Dialect, GenerationRequest
-from worker.engines.llamacpp.body import DEFAULT_COMPLETION_TOKENS, Ask, Limits, read_body, splice
+from worker.engines.llamacpp.body import DEFAULT_COMPLETION_TOKENS, MAX_STOP_STRINGS, Ask, Limits, read_body, splice
 
 LIMITS = Limits(choices_per_prompt=4, tools=True)
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -128,7 +128,7 @@ def test_log_probabilities_without_alternatives_are_asked_for_with_one() -> None
 
 
 def test_stop_strings_are_kept_from_llama_cpp() -> None:
-    for stop in ("end", ["end", "\n"]):
+    for stop in ("end", ["end", "\n"], ["end"] * MAX_STOP_STRINGS):
         ask = chat(stop=stop)
         assert ask.stop == tuple([stop] if isinstance(stop, str) else stop)
         assert orjson.loads(ask.body)["stop"] == []
@@ -138,6 +138,14 @@ def test_a_tool_is_forced_by_leaving_only_that() -> None:
     ask = chat(tools=[tool("look"), tool("go")], tool_choice={"type": "function", "function": {"name": "go"}})
     sent = orjson.loads(ask.body)
     assert (sent["tools"], sent["tool_choice"]) == ([tool("go")], "required")
+
+
+def test_a_forced_tool_too_deep_to_write_is_refused() -> None:
+    deep = b'{"a":' * 300 + b"1" + b"}" * 300
+    raw = b'{"messages":[{"role":"user"}],"tool_choice":{"function":{"name":"go"}},"tools":[{"function":{"name":"go",'
+    with pytest.raises(InvalidRequest) as caught:
+        read(Dialect.CHAT, raw + b'"parameters":' + deep + b"}}]}")
+    assert caught.value.param == "tools"
 
 
 @pytest.mark.parametrize("choice", [None, "none", "auto", "required"])
@@ -176,6 +184,8 @@ def test_no_tool_can_be_forced_on_a_template_without_tools() -> None:
         ({"n_cmpl": 2}, "n_cmpl"),
         ({"stop": 5}, "stop"),
         ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * (MAX_STOP_STRINGS + 1)}, "stop"),
+        ({"logprobs": True, "post_sampling_probs": True}, "post_sampling_probs"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),

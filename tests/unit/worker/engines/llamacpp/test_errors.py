@@ -30,6 +30,7 @@ def error(message: str, code: int = 400, **facts: Any) -> LoadBalancerError:
         (400, "something quite new", None),
         (500, 'Failed to parse messages: Missing \'role\' in message: {"content":"x"}', "messages"),
         (500, "image input is not supported - hint: you may need to provide the mmproj", "messages"),
+        (500, "Unknown reasoning format: tool", "reasoning_format"),
     ],
 )
 def test_what_the_client_did_wrong_names_the_field(code: int, message: str, param: str | None) -> None:
@@ -64,3 +65,5 @@ def test_the_body_of_an_answer_is_read_as_far_as_it_is_json() -> None:
 def test_what_llama_cpp_quotes_of_the_request_is_left_out() -> None:
     quoting = 'Failed to parse tools: Missing tool type: {"secret":1}; tools = [\n  {"secret": 1}\n]'
     assert error(quoting, 500).message == "llama.cpp refused the request: Failed to parse tools: Missing tool type."
+    unknown = error("Unknown reasoning format: secret", 500).message
+    assert unknown == "llama.cpp refused the request: Unknown reasoning format."

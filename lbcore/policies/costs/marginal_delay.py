@@ -1,21 +1,21 @@
-"""The time until each candidate would produce the first token."""
+"""What the request waits for its first token at each candidate, and what it makes the others there wait."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lbcore.cost import first_token_ms
+from lbcore.cost import delays_ms
 from lbcore.types import Endpoint, PickRequest
 
 
 @dataclass(frozen=True, slots=True)
-class FirstToken:
-    """Milliseconds to the first token by `lbcore.cost`.
+class MarginalDelay:
+    """Milliseconds of delay by `lbcore.cost`.
 
     Speed, queue, batch and prefix hits are in one unit: a hit is worth the prefill it saves and no more, and a prefix
     that everybody holds cancels out.
     """
 
     def cost(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[float]:
-        return first_token_ms(request, candidates)
+        return delays_ms(request, candidates)
