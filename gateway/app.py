@@ -60,6 +60,7 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    following.add_done_callback(lambda task: stop.set())
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A supervisor that was killed can stop nobody; without this its children would hold the port for ever.
@@ -71,6 +72,9 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
     log.info("ready", http=f"{host}:{port}", scheduler=config.scheduler, index=place.index if place else 0)
     try:
         await stop.wait()
+        if following.done():
+            # A table that nobody keeps up to date is worse than a gateway that is started again.
+            following.result()
         if parent is not None:
             loop.remove_reader(parent.sentinel)
         log.info("draining", requests=handlers.in_flight, timeout_s=config.drain_timeout_s)

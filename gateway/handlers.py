@@ -140,6 +140,13 @@ class Handlers:
                 exchange.workers.append(attempt.worker_id)
             else:
                 self._metrics.attempt_failed(attempt.error)
+                log.info(
+                    "attempt_failed",
+                    request_id=exchange.request_id,
+                    worker_id=attempt.worker_id,
+                    reason=attempt.error.reason,
+                    attempt=len(exchange.workers),
+                )
 
         async with aclosing(self._dispatcher.run(facts, generation, observe)) as batches:
             if parsed.stream:

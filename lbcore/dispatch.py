@@ -8,15 +8,22 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
-import structlog
-
 from lbcore.clock import Clock
-from lbcore.errors import LoadBalancerError, NoReadyWorker, Saturated, StreamInterrupted, WorkerUnreachable
+from lbcore.errors import (
+    DeadlineExceeded,
+    LoadBalancerError,
+    NoReadyWorker,
+    Saturated,
+    StreamInterrupted,
+    WorkerUnreachable,
+)
 from lbcore.generation import Delta, Event, Failed, Finished, GenerationRequest
 from lbcore.types import NO_TICKET, Route, RouteFacts, Target, Ticket, WorkerId
 from lbcore.wire.clients import GenerationClients, RoutingClient
 
-log = structlog.get_logger()
+ROUTE_TIMEOUT_S = 5.0
+"""A scheduler that says nothing for so long counts as gone. It answers in about a millisecond; five seconds forgive it
+a pause, and are over before people give up."""
 
 MAX_ATTEMPTS = 3
 """Workers tried for one request; a request that three workers could not serve is likelier to be at fault than they."""
@@ -63,7 +70,7 @@ class Dispatcher:
         while True:
             left_s = None if request.timeout_s is None else request.timeout_s - (self._clock.now() - began)
             try:
-                route = await self._routing.route(replace(facts, tried=facts.tried | tried), abandoned, left_s)
+                route = await self._route(replace(facts, tried=facts.tried | tried), abandoned, left_s)
             except LoadBalancerError as error:
                 # Nobody ready, as far as anybody knows: the last decision's other candidates may still be there. Full
                 # ones are not asked, a model that is not there is nowhere, and a deadline is over everywhere.
@@ -105,17 +112,18 @@ class Dispatcher:
                 if isinstance(failure, WorkerUnreachable):
                     raise StreamInterrupted("The worker was lost in the middle of the answer.")
                 raise failure
-            log.info(
-                "attempt_failed",
-                request_id=facts.request_id,
-                worker_id=route.target.worker_id,
-                reason=failure.reason,
-                attempt=len(tried),
-            )
             if not failure.retry_elsewhere or len(tried) >= MAX_ATTEMPTS:
                 self._routing.release(route.ticket)
                 raise failure
             abandoned = (route.ticket,)
+
+    async def _route(self, facts: RouteFacts, abandoned: tuple[Ticket, ...], left_s: float | None) -> Route:
+        if left_s is not None and left_s < ROUTE_TIMEOUT_S:
+            return await self._routing.route(facts, abandoned, left_s)
+        try:
+            return await self._routing.route(facts, abandoned, ROUTE_TIMEOUT_S)
+        except DeadlineExceeded:
+            raise NoReadyWorker("The scheduler does not answer.") from None
 
     @staticmethod
     def _verdict(failure: LoadBalancerError | None, refusal: LoadBalancerError) -> LoadBalancerError:

@@ -58,6 +58,7 @@ async def run(config: SchedulerConfig, clock: Clock) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sweeping = loop.create_task(sweep(state))
+    sweeping.add_done_callback(lambda task: stop.set())
     log.info(
         "ready",
         grpc=f"{config.host}:{port}",
@@ -67,6 +68,9 @@ async def run(config: SchedulerConfig, clock: Clock) -> None:
     )
     try:
         await stop.wait()
+        if sweeping.done():
+            # Without it no lease would ever end: better gone, with the reason, and started again.
+            sweeping.result()
     finally:
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)

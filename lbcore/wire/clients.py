@@ -30,6 +30,10 @@ GRACE_S = 5.0
 """A worker ends a request itself when its time is over; one that has not done so this much later hangs."""
 
 
+MAX_CLIENTS = 1024
+"""Workers that one process keeps channels to, beyond those with calls under way."""
+
+
 @dataclass(frozen=True, slots=True)
 class TableStep:
     """A step of the routing table: forget everything first when `snapshot` is set."""
@@ -279,6 +283,9 @@ class GenerationClients:
         client = self._clients.get((target.address, target.epoch))
         if client is None:
             self._close_idle(lambda address, epoch: address == target.address)
+            if len(self._clients) >= MAX_CLIENTS:
+                # Who follows no routing table would keep a channel for every worker there ever was.
+                self._close_idle(lambda address, epoch: True)
             client = self._clients[target.address, target.epoch] = GenerationClient(target.address)
         return client
 

@@ -151,6 +151,19 @@ async def test_several_gateway_processes_share_the_port_and_one_metrics_page() -
         assert await gateway.wait() == 0
 
 
+async def test_processes_whose_supervisor_was_killed_end_and_free_the_port() -> None:
+    async with System() as system:
+        await system.start_scheduler()
+        gateway = await system.start_gateway("--processes", "2")
+        await gateway.line("ready", lambda line: line["index"] == 0)
+        await gateway.line("ready", lambda line: line["index"] == 1)
+        gateway.send_signal(signal.SIGKILL)
+        # Their output ends only when all of them have.
+        await gateway.wait(20)
+        again = await system.start_gateway("--port", system.gateway_url.rpartition(":")[2])
+        await again.line("ready")
+
+
 async def test_a_client_that_goes_away_frees_its_worker() -> None:
     async with System() as system:
         await system.start_scheduler()

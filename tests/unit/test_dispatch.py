@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lbcore.dispatch import MAX_ATTEMPTS, Attempt, Dispatcher
+from lbcore.dispatch import MAX_ATTEMPTS, ROUTE_TIMEOUT_S, Attempt, Dispatcher
 from lbcore.errors import (
     Cancelled,
     ContextLengthExceeded,
@@ -333,13 +333,20 @@ async def test_all_attempts_share_one_time_limit() -> None:
     routing = FakeRouting(route("w0", 1), route("w1", 2))
     workers = FakeWorkers(w0=[], w1=[[TOKEN, END]])
     scene = Scene(routing, workers)
-    reader = asyncio.ensure_future(scene.read(timeout_s=10.0))
+    reader = asyncio.ensure_future(scene.read(timeout_s=4.0))
     await settle()
-    scene.clock.advance(4.0)
+    scene.clock.advance(1.5)
     workers.calls["w0"].feed([Failed(UNREACHABLE)])
     await reader
-    assert [call.request.timeout_s for call in workers.calls.values()] == [10.0, 6.0]
-    assert routing.time_limits == [10.0, 6.0]
+    assert [call.request.timeout_s for call in workers.calls.values()] == [4.0, 2.5]
+    assert routing.time_limits == [4.0, 2.5]
+
+
+async def test_a_scheduler_that_says_nothing_for_long_counts_as_gone() -> None:
+    routing = FakeRouting(DeadlineExceeded("No worker was found in time."))
+    with pytest.raises(NoReadyWorker):
+        await Scene(routing, FakeWorkers()).read(timeout_s=600.0)
+    assert routing.time_limits == [ROUTE_TIMEOUT_S]
 
 
 async def test_a_request_without_a_limit_reaches_the_worker_without_one() -> None:
