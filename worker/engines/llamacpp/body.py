@@ -13,6 +13,7 @@ import orjson
 
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Dialect, GenerationRequest
+from worker.engines.llamacpp.grammar import refuse_reversed_bounds
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI gives a completion whose client set no limit; a chat may use up the context."""
@@ -90,6 +91,7 @@ def read_body(request: GenerationRequest, limits: Limits) -> Ask:
     if not isinstance(body, dict):
         raise InvalidRequest("The body is not a JSON object.")
     _refuse_unsupported(body)
+    refuse_reversed_bounds(body)
     chat = request.dialect is Dialect.CHAT
     limit = _limit(body, chat)
     top = _chat_logprobs(body) if chat else _integer(body, "logprobs", 0, MAX_TOP_LOGPROBS)
