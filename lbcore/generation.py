@@ -72,9 +72,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The engine has taken up the prompt."""
+    """The engine has taken up the prompt. Counts are what is known by now: `Finished` has the last word."""
 
     prompt_tokens: int
+    """0 when the engine has not told."""
     cached_tokens: int = 0
 
 

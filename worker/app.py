@@ -29,12 +29,12 @@ log = structlog.get_logger()
 class Worker:
     """One lb-worker from start to end."""
 
-    def __init__(self, config: WorkerConfig, engine: Engine, model_name: str, clock: Clock) -> None:
+    def __init__(self, config: WorkerConfig, engine: Engine, model_names: tuple[str, ...], clock: Clock) -> None:
         self._config = config
         self._engine = engine
         self._clock = clock
         self._capacity = Capacity()
-        self._model_name = model_name
+        self._model_names = model_names
         self._load = LoadTracker()
         self._stop = asyncio.Event()
         self._drain_timeout_s = config.drain_timeout_s
@@ -68,12 +68,12 @@ class Worker:
             sessions.refusal = None
             await server.start()
             await server.set_serving(True)
-            spec = _spec(config, self._model_name, address, labels, info)
+            spec = _spec(config, self._model_names, address, labels, info)
             log.info(
                 "ready",
                 grpc=f"{config.host}:{port}",
                 metrics=f"{config.host}:{metrics_port}",
-                model=self._model_name,
+                models=[*self._model_names, *info.adapters],
                 engine=config.engine,
                 scheduler=config.scheduler,
             )
@@ -166,7 +166,7 @@ def _connectable(host: str) -> str:
 
 
 def _spec(
-    config: WorkerConfig, model_name: str, address: str, labels: Mapping[str, str], info: EngineInfo
+    config: WorkerConfig, names: tuple[str, ...], address: str, labels: Mapping[str, str], info: EngineInfo
 ) -> WorkerSpec:
     capacity = info.capacity
     return WorkerSpec(
@@ -174,7 +174,7 @@ def _spec(
         # 63 bits: never 0, and a signed integer in every language.
         epoch=Epoch(SystemRandom().randrange(1, 2**63)),
         address=address,
-        models=(ServedModel(model_name, context_length=info.context_length, created_unix_s=int(unix_time_s())),),
+        models=_models(names, info),
         role=config.role,
         engine=config.engine,
         capacity=Capacity(
@@ -182,6 +182,15 @@ def _spec(
         ),
         labels=labels,
         version=version("lbcore"),
+    )
+
+
+def _models(names: tuple[str, ...], info: EngineInfo) -> tuple[ServedModel, ...]:
+    created = int(unix_time_s())
+    # Adapters stand with the first name alone: every name a client can ask for stands once.
+    return tuple(
+        ServedModel(name, () if position else info.adapters, info.context_length, created)
+        for position, name in enumerate(dict.fromkeys(names))
     )
 
 

@@ -11,7 +11,7 @@ from lbcore.clock import MonotonicClock
 from lbcore.config import Group, command_line, load_groups
 from worker.app import Worker
 from worker.config import WorkerConfig
-from worker.engines import ENGINES, model_name
+from worker.engines import ENGINES, Assignment, model_name
 
 PROG = "lb-worker"
 
@@ -19,7 +19,7 @@ PROG = "lb-worker"
 def groups() -> list[Group]:
     """Everything that can be said on lb-worker's command line: its own options, then each engine's."""
     engines = [
-        Group(kind.options, prefix=name, title=f"engine {name}", only_with=("engine", name))
+        Group(kind.options, prefix=kind.prefix(name), title=f"engine {name}", only_with=("engine", name))
         for name, kind in ENGINES.items()
     ]
     return [Group(WorkerConfig), *engines]
@@ -33,6 +33,6 @@ def main() -> None:
         log.setup(PROG, config.log_level)
         kind = ENGINES[config.engine]
         clock = MonotonicClock()
-        engine = kind.create(config.model, loaded[kind.options], clock)
-        name = config.served_model_name or model_name(config.model)
-        sys.exit(asyncio.run(Worker(config, engine, name, clock).run()))
+        assignment = Assignment(config.model, config.served_model_name or (model_name(config.model),))
+        engine = kind.create(assignment, loaded[kind.options], clock)
+        sys.exit(asyncio.run(Worker(config, engine, assignment.names, clock).run()))

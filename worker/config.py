@@ -14,10 +14,17 @@ from worker.engines import DEFAULT_ENGINE, ENGINES
 class WorkerConfig:
     """Who the worker is, what it serves, and how it behaves."""
 
-    model: str = option(metavar="NAME_OR_PATH", help="model to serve; 'demo' is the small model that ships with us")
+    model: str = option(
+        metavar="NAME_OR_PATH",
+        aliases=("model-path",),
+        help="model to serve; 'demo' is the small model that ships with us",
+    )
     engine: str = option(DEFAULT_ENGINE, choices=tuple(ENGINES), help="what generates tokens")
-    served_model_name: str = option(
-        "", metavar="NAME", help="name that clients ask for; empty means the model's own name without folder and suffix"
+    served_model_name: tuple[str, ...] = option(
+        (),
+        metavar="NAME,...",
+        aliases=("model-names",),
+        help="names that clients ask for; none means the model's own name without folder and suffix",
     )
     scheduler: str = option("127.0.0.1:50050", metavar="HOST:PORT", check=host_port, help="scheduler to register with")
     host: str = option("127.0.0.1", help="address to listen on")

@@ -21,6 +21,8 @@ class EngineInfo:
     """Longest prompt plus answer, in tokens."""
     capacity: Capacity
     """`max_queued_requests` is the worker's business and ignored here."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that requests may name as their model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,17 @@ class EngineLoad:
     """Moving average of measured prefill speed."""
     step_time_ms: float = 0.0
     """Moving average of the measured time of a decoding step."""
+    other_queued_requests: int = 0
+    """Requests that wait in the engine without having come through this worker; so with the three below."""
+    other_running_requests: int = 0
+    other_queued_prompt_tokens: int = 0
+    other_tokens_in_flight: int = 0
 
 
 class Engine(Protocol):
     """Something that generates tokens.
 
-    Events of one request, in order: at most one `Started` (as soon as the engine begins to compute the prompt: from
+    Events of one request, in order: at most one `Started` (as soon as the engine is known to compute the prompt: from
     then on the request counts as running), any number of `Delta`, then exactly one `Finished` or `Failed`. This holds
     on every path: bad input, abort, engine failure, close. Nothing is emitted after it, and nothing from inside
     `submit` or `abort` before they return.

@@ -25,14 +25,21 @@ class _InFlight:
     cached_tokens: int = 0
     output_tokens: int = 0
     started: bool = False
+    counted: bool = False
+    """Whether `prompt_tokens` is the engine's count, and not an estimate from bytes."""
     prefilled: bool = False
+
+    @property
+    def uncached_tokens(self) -> int:
+        return self.prompt_tokens - self.cached_tokens
 
 
 class LoadTracker:
     """The load of one worker epoch.
 
-    `accepted`, `started`, `generated` and `finished` are told in this order for each request; `finished` for a request
-    that is not in flight does nothing. Every report lists the ticket updates that the scheduler has not acknowledged.
+    `accepted`, `started`, `generated` and `finished` are told in this order for each request, `counted` anywhere
+    between the first and the last; `finished` for a request that is not in flight does nothing. Every report lists the
+    ticket updates that the scheduler has not acknowledged.
     """
 
     def __init__(self) -> None:
@@ -68,14 +75,23 @@ class LoadTracker:
         self._tell(TicketUpdate(ticket, TicketPhase.ACCEPTED))
 
     def started(self, key: str, prompt_tokens: int, cached_tokens: int) -> None:
-        """The engine has begun with the prompt and counted it."""
+        """The engine has begun with the prompt; it may have counted it (0 for not yet)."""
         request = self._in_flight[key]
         self._queued -= 1
+        request.started = True
+        if prompt_tokens:
+            self.counted(key, prompt_tokens, cached_tokens)
+
+    def counted(self, key: str, prompt_tokens: int, cached_tokens: int) -> None:
+        """The engine has counted the prompt, or counted it again and better."""
+        request = self._in_flight[key]
         self._tokens_in_flight += prompt_tokens - request.prompt_tokens
-        self._queued_prompt_tokens += (prompt_tokens - cached_tokens) - request.prompt_tokens
-        self._prompt_total += prompt_tokens
-        self._cached_total += cached_tokens
-        request.prompt_tokens, request.cached_tokens, request.started = prompt_tokens, cached_tokens, True
+        if not request.prefilled:
+            self._queued_prompt_tokens += (prompt_tokens - cached_tokens) - request.uncached_tokens
+        known = request.prompt_tokens if request.counted else 0
+        self._prompt_total += prompt_tokens - known
+        self._cached_total += cached_tokens - request.cached_tokens
+        request.prompt_tokens, request.cached_tokens, request.counted = prompt_tokens, cached_tokens, True
 
     def generated(self, key: str, tokens: int) -> None:
         """The engine has generated this many more tokens; the first of them ends the prefill."""
@@ -100,7 +116,7 @@ class LoadTracker:
             TicketUpdate(
                 request.ticket,
                 TicketPhase.FINISHED,
-                request.prompt_tokens if request.started else 0,
+                request.prompt_tokens if request.counted else 0,
                 request.cached_tokens,
                 request.output_tokens,
             )
@@ -119,10 +135,10 @@ class LoadTracker:
         """The load now, for those who only look: no report is counted."""
         return LoadReport(
             sequence=self._sequence,
-            queued_requests=self._queued,
-            running_requests=len(self._in_flight) - self._queued,
-            queued_prompt_tokens=self._queued_prompt_tokens,
-            tokens_in_flight=self._tokens_in_flight,
+            queued_requests=self._queued + engine.other_queued_requests,
+            running_requests=len(self._in_flight) - self._queued + engine.other_running_requests,
+            queued_prompt_tokens=self._queued_prompt_tokens + engine.other_queued_prompt_tokens,
+            tokens_in_flight=self._tokens_in_flight + engine.other_tokens_in_flight,
             kv_used_blocks=engine.kv_used_blocks,
             kv_cached_blocks=engine.kv_cached_blocks,
             prefill_tokens_per_s=engine.prefill_tokens_per_s,
@@ -154,4 +170,4 @@ class LoadTracker:
 
     def _end_prefill(self, request: _InFlight) -> None:
         request.prefilled = True
-        self._queued_prompt_tokens -= request.prompt_tokens - request.cached_tokens
+        self._queued_prompt_tokens -= request.uncached_tokens

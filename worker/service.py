@@ -68,7 +68,10 @@ class Session:
                 load.started(self.key, event.prompt_tokens, event.cached_tokens)
                 self._owner.changed()
             case Finished():
-                # The engine's own count has the last word, so that totals agree with the usage clients see.
+                # The engine's own counts have the last word, so that totals agree with the usage clients see.
+                if event.prompt_tokens:
+                    load.counted(self.key, event.prompt_tokens, event.cached_tokens)
+                    self.started = Started(event.prompt_tokens, event.cached_tokens)
                 if event.output_tokens > self.output_tokens:
                     load.generated(self.key, event.output_tokens - self.output_tokens)
                     self.output_tokens = event.output_tokens

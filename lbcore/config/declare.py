@@ -27,6 +27,8 @@ def option(
     choices: Iterable[str] = ...,
     check: Check | None = ...,
     secret: bool = ...,
+    aliases: Iterable[str] = ...,
+    takes_rest: bool = ...,
 ) -> Any: ...
 @overload
 def option(
@@ -37,6 +39,8 @@ def option(
     choices: Iterable[str] = ...,
     check: Check | None = ...,
     secret: bool = ...,
+    aliases: Iterable[str] = ...,
+    takes_rest: bool = ...,
 ) -> T: ...
 def option(
     default: object = dataclasses.MISSING,
@@ -46,17 +50,21 @@ def option(
     choices: Iterable[str] = (),
     check: Check | None = None,
     secret: bool = False,
+    aliases: Iterable[str] = (),
+    takes_rest: bool = False,
 ) -> object:
     """Declares a field as an option; without a default it is required.
 
     The field's type is one of str, int, float, bool, tuple[str, ...] (a comma list), an Enum (given by its values),
     or one of these or None. `check` returns what is wrong with a value as the end of a sentence ("is not positive"),
-    or None. A `secret` is never shown, neither in errors nor in the dataclass's repr.
+    or None. A `secret` is never shown, neither in errors nor in the dataclass's repr. `aliases` are further flags, as
+    other systems call the same thing. One text on a command line `takes_rest`: what stands behind `--` is added to its
+    value, word by word, quoted as a shell would.
     """
     if check is not None and not callable(check):
         # Inside a class body, a field of the same name hides a function of the module.
         raise TypeError(f"the check of the option {help!r} is no function")
-    facts = Facts(help, metavar, tuple(choices), check, secret)
+    facts = Facts(help, metavar, tuple(choices), check, secret, tuple(aliases), takes_rest)
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata={Facts: facts}, repr=not secret)
     return dataclasses.field(default=default, metadata={Facts: facts}, repr=not secret)
@@ -71,6 +79,8 @@ class Facts:
     choices: tuple[str, ...]
     check: Check | None
     secret: bool
+    aliases: tuple[str, ...]
+    takes_rest: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +130,11 @@ class Declaration:
         return self.facts.help
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """The flag, then its aliases."""
+        return (self.flag, *(f"--{alias}" for alias in self.facts.aliases))
+
+    @property
     def secret(self) -> bool:
         return self.facts.secret
 
@@ -153,6 +168,7 @@ def declare(groups: Sequence[Group]) -> dict[str, Declaration]:
     Raises TypeError for a field that is no option or has a type that cannot be one, ValueError for a name taken twice.
     """
     declarations: dict[str, Declaration] = {}
+    flags: set[str] = set()
     for group in groups:
         hints = typing.get_type_hints(group.cls)
         for field in dataclasses.fields(group.cls):
@@ -163,7 +179,10 @@ def declare(groups: Sequence[Group]) -> dict[str, Declaration]:
             if name in declarations or name in _RESERVED:
                 raise ValueError(f"the option {name} is declared twice")
             kind = _kind(hints[field.name], f"{group.cls.__name__}.{field.name}")
-            declarations[name] = Declaration(name, field.name, group, kind, field.default, facts)
+            declaration = declarations[name] = Declaration(name, field.name, group, kind, field.default, facts)
+            if not flags.isdisjoint(declaration.flags):
+                raise ValueError(f"a flag of the option {name} is declared twice")
+            flags.update(declaration.flags)
     return declarations
 
 

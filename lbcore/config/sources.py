@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ def from_flags(
     Raises ConfigError for unknown flags and missing values, Asked for the help and the version.
     """
     parser = _parser(groups, declarations, prog, description)
-    namespace, surplus = parser.parse_known_args(list(argv))
+    own, rest = _split(argv)
+    namespace, surplus = parser.parse_known_args(own)
     raw = vars(namespace)
     if raw.pop("help", False):
         raise Asked(parser.format_help().rstrip())
@@ -65,13 +67,25 @@ def from_flags(
     for word in surplus:
         if word.startswith("-"):
             flag = word.partition("=")[0]
-            known = [*(one.flag for one in declarations.values()), "--config", "--version", "--help"]
+            known = [*(flag for one in declarations.values() for flag in one.flags), "--config", "--version", "--help"]
             raise ConfigError(f"{flag}: no such option{_nearest(flag, known)}")
     if surplus:
         raise ConfigError(f"{surplus[0]}: every argument belongs after an option")
     path = raw.pop("config", "")
     named = {name.replace("_", "-"): value for name, value in raw.items()}
+    if rest:
+        taker = next((one.name for one in declarations.values() if one.facts.takes_rest), None)
+        if taker is None:
+            raise ConfigError(f"--: {rest[0]} follows it, and nothing may")
+        named[taker] = " ".join([*([named[taker]] if taker in named else []), shlex.join(rest)])
     return {name: Given(value, f"--{name}", Source.FLAG) for name, value in named.items()}, str(path)
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before and behind the first `--`."""
+    words = list(argv)
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
 
 
 def from_environment(declarations: Iterable[Declaration], environ: Mapping[str, str]) -> dict[str, Given]:
@@ -145,11 +159,11 @@ def _add_flag(section: argparse._ArgumentGroup, declaration: Declaration) -> Non
     default = "required" if declaration.required else f"default {declaration.default_text or 'none'}"
     text = f"{declaration.help} [{default}, {declaration.env}]".replace("%", "%%")
     if declaration.kind is bool:
-        section.add_argument(declaration.flag, action=argparse.BooleanOptionalAction, help=text)
+        section.add_argument(*declaration.flags, action=argparse.BooleanOptionalAction, help=text)
     elif declaration.kind is tuple:
-        section.add_argument(declaration.flag, action="append", metavar=declaration.metavar, help=text)
+        section.add_argument(*declaration.flags, action="append", metavar=declaration.metavar, help=text)
     else:
-        section.add_argument(declaration.flag, metavar=declaration.metavar, help=text)
+        section.add_argument(*declaration.flags, metavar=declaration.metavar, help=text)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
+from itertools import count, pairwise
 
 import orjson
 
@@ -80,6 +80,10 @@ class EngineCase:
     tells_token_ids: bool = True
     tells_kv_blocks: bool = True
     caches_prefixes: bool = True
+    counts_prompt_first: bool = True
+    """Whether Started tells the exact counts of the prompt; otherwise Finished has them first."""
+    shared: bool = False
+    """Whether one engine serves all tests, because it takes long to start. Its tests run in one event loop."""
 
 
 _SIM_OFFERS = frozenset(
@@ -105,6 +109,8 @@ def _llamacpp(options: LlamaCppOptions) -> Callable[[], Engine]:
     return lambda: LlamaCppEngine(demo.GGUF_PATH, options, MonotonicClock())
 
 
+_serial = count(1)
+
 ENGINES = (
     EngineCase("sim", _sim(SimOptions(step_ms=0, context_length=4096)), _SIM_OFFERS),
     EngineCase("sim-paced", _sim(SimOptions(step_ms=0.2, prefill_tokens_per_s=1e6, context_length=4096)), _SIM_OFFERS),
@@ -128,11 +134,15 @@ ENGINES = (
 class Answer:
     """The events of one request. Watches the laws that hold at every moment; `check` adds those of the end."""
 
-    def __init__(self, case: EngineCase, several_prompts: bool, inside_call: Callable[[], bool]) -> None:
+    def __init__(
+        self, case: EngineCase, request_id: str, several_prompts: bool, inside_call: Callable[[], bool]
+    ) -> None:
+        self.request_id = request_id
         self.events: list[Event] = []
         self.on_event: Callable[[], None] = lambda: None
         """Called after each event, from inside `emit`."""
         self.tells_token_ids = case.tells_token_ids
+        self._counts_prompt_first = case.counts_prompt_first
         self._several_prompts = several_prompts
         self._inside_call = inside_call
         self._thread = threading.get_ident()
@@ -214,9 +224,9 @@ class Answer:
             return
         usage = self.events[-1]
         # Of several prompts the engine may know only some when the request starts.
-        assert 0 < self.started.prompt_tokens <= usage.prompt_tokens
+        assert 0 <= self.started.prompt_tokens <= usage.prompt_tokens
         assert 0 <= self.started.cached_tokens <= usage.cached_tokens < usage.prompt_tokens
-        if not self._several_prompts:
+        if self._counts_prompt_first and not self._several_prompts:
             assert self.started.prompt_tokens == usage.prompt_tokens
             assert self.started.cached_tokens == usage.cached_tokens
         assert sorted(by_choice) == list(range(len(by_choice)))
@@ -226,14 +236,17 @@ class Answer:
             assert usage.output_tokens == sum(len(delta.token_ids) for delta in self.deltas)
 
 
-class Watch:
-    """An engine at work, and every answer it was asked for."""
+NOT_STARTED = EngineInfo(context_length=0, capacity=Capacity())
 
-    def __init__(self, case: EngineCase) -> None:
+
+class Watch:
+    """An engine at work, and every answer it was asked for. The engine is a new one unless one is given."""
+
+    def __init__(self, case: EngineCase, engine: Engine | None = None, info: EngineInfo = NOT_STARTED) -> None:
         self.case = case
-        self.engine = case.create()
+        self.engine = engine or case.create()
         self.answers: list[Answer] = []
-        self.info = EngineInfo(context_length=0, capacity=Capacity())
+        self.info = info
         self._inside_call = False
 
     async def start(self) -> None:
@@ -242,11 +255,12 @@ class Watch:
     def submit(self, dialect: Dialect, body: bytes | Mapping[str, object], request_id: str = "") -> Answer:
         prompt = None if isinstance(body, bytes) else body.get("prompt")
         several_prompts = isinstance(prompt, list) and any(isinstance(one, str | list) for one in prompt)
-        answer = Answer(self.case, several_prompts, lambda: self._inside_call)
+        request_id = request_id or f"auto-{next(_serial)}"
+        answer = Answer(self.case, request_id, several_prompts, lambda: self._inside_call)
         self.answers.append(answer)
         raw = body if isinstance(body, bytes) else orjson.dumps(body)
         self._inside_call = True
-        self.engine.submit(GenerationRequest(request_id or f"auto-{len(self.answers)}", dialect, raw), answer.emit)
+        self.engine.submit(GenerationRequest(request_id, dialect, raw), answer.emit)
         self._inside_call = False
         return answer
 
@@ -290,6 +304,14 @@ class Watch:
         assert isinstance(answer.error, InvalidRequest), f"{feature} is neither offered nor refused"
         assert (answer.error.param or "").startswith(feature.field)
         return False
+
+    async def leave(self) -> None:
+        """Ends what runs, leaves the engine to others, and holds every answer to the laws."""
+        for request_id in {answer.request_id for answer in self.answers if not answer.ended}:
+            self.abort(request_id)
+        for answer in self.answers:
+            await answer.end()
+            answer.check()
 
     async def close(self) -> None:
         """Closes the engine and holds every answer to the laws."""

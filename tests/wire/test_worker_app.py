@@ -38,7 +38,7 @@ class RunningWorker:
         config = WorkerConfig(
             model=MODEL, worker_id="w0", scheduler=scheduler.address, max_queued_requests=2, **options
         )
-        self.task = asyncio.ensure_future(Worker(config, self.engine, MODEL, ManualClock()).run())
+        self.task = asyncio.ensure_future(Worker(config, self.engine, (MODEL,), ManualClock()).run())
 
     async def exit_status(self) -> int:
         return await soon(self.task)

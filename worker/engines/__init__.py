@@ -15,21 +15,37 @@ from worker.engines.sim.engine import SimEngine, SimOptions
 
 
 @dataclass(frozen=True, slots=True)
-class EngineKind:
-    """An engine's options (a dataclass for `lbcore.config`, under the engine's name as prefix) and how it is made.
+class Assignment:
+    """What an engine is to serve."""
 
-    `create` takes the model as the operator named it, the options and the clock; it loads nothing yet.
+    model: str
+    """As the operator named it: a name, a path, or `DEMO`."""
+    names: tuple[str, ...]
+    """The names by which clients ask for it, at least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """An engine's options (a dataclass for `lbcore.config`) and how it is made.
+
+    `create` takes what to serve, the options and the clock; it loads nothing yet. The options stand under the engine's
+    name as prefix, unless they are `plain`: then they carry names of their own.
     """
 
     options: type
-    create: Callable[[str, Any, Clock], Engine]
+    create: Callable[[Assignment, Any, Clock], Engine]
+    plain: bool = False
+
+    def prefix(self, name: str) -> str:
+        """What the options' names begin with, given the engine's name."""
+        return "" if self.plain else name
 
 
 ENGINES: Mapping[str, EngineKind] = {
     "llamacpp": EngineKind(
-        LlamaCppOptions, lambda model, options, clock: LlamaCppEngine(gguf_path(model), options, clock)
+        LlamaCppOptions, lambda given, options, clock: LlamaCppEngine(gguf_path(given.model), options, clock)
     ),
-    "sim": EngineKind(SimOptions, lambda model, options, clock: SimEngine(options, clock)),
+    "sim": EngineKind(SimOptions, lambda _, options, clock: SimEngine(options, clock)),
 }
 
 DEFAULT_ENGINE = "llamacpp"

@@ -13,13 +13,17 @@ import orjson
 
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Dialect, GenerationRequest
+from worker.engines import fields
 from worker.engines.llamacpp.grammar import refuse_reversed_bounds
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI gives a completion whose client set no limit; a chat may use up the context."""
-MAX_TOP_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
 
+_LIMITS = {
+    Dialect.CHAT: ("max_completion_tokens", "max_tokens", "n_predict"),
+    Dialect.COMPLETION: ("max_tokens", "n_predict"),
+}
+"""What the client's limit on each choice may be called; the first that has a value counts."""
 _PATHS = {Dialect.CHAT: "/v1/chat/completions", Dialect.COMPLETION: "/v1/completions"}
 
 _UNSUPPORTED = (
@@ -84,17 +88,12 @@ class Ask:
 
 def read_body(request: GenerationRequest, limits: Limits) -> Ask:
     """Raises InvalidRequest for what is no such body, and by name for what llama.cpp would ignore or break on."""
-    try:
-        body = orjson.loads(request.body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not JSON: {error}.") from None
-    if not isinstance(body, dict):
-        raise InvalidRequest("The body is not a JSON object.")
+    body = fields.json_object(request.body)
     _refuse_unsupported(body)
     refuse_reversed_bounds(body)
     chat = request.dialect is Dialect.CHAT
-    limit = _limit(body, chat)
-    top = _chat_logprobs(body) if chat else _integer(body, "logprobs", 0, MAX_TOP_LOGPROBS)
+    limit = fields.output_limit(body, _LIMITS[request.dialect])
+    top = fields.chat_logprobs(body) if chat else fields.integer(body, "logprobs", 0, fields.MAX_TOP_LOGPROBS)
     added: dict[str, object] = {
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -102,9 +101,9 @@ def read_body(request: GenerationRequest, limits: Limits) -> Ask:
         "n_predict": limit if limit is not None else -1 if chat else DEFAULT_COMPLETION_TOKENS,
     }
     if chat:
-        _check_messages(body.get("messages"))
+        fields.messages(body)
         added |= _forced_tool(body, limits)
-    stop = _stop(body.get("stop"))
+    stop = fields.stop_strings(body)
     if stop:
         # We look for them, and count tokens with llama.cpp's counter, since its own count comes too late then.
         added |= {"stop": [], "timings_per_token": True}
@@ -120,8 +119,8 @@ def read_body(request: GenerationRequest, limits: Limits) -> Ask:
         path=_PATHS[request.dialect],
         body=spliced,
         prompt_field="messages" if chat else "prompt",
-        prompts=("",) if chat else _prompts(body.get("prompt")),
-        choices_per_prompt=_integer(body, "n", 1, limits.choices_per_prompt) or 1,
+        prompts=("",) if chat else fields.prompts(body),
+        choices_per_prompt=fields.integer(body, "n", 1, limits.choices_per_prompt) or 1,
         max_tokens=limit if limit is not None or chat else DEFAULT_COMPLETION_TOKENS,
         explicit_limit=limit is not None,
         top_logprobs=top,
@@ -137,46 +136,15 @@ def splice(body: bytes, added: Mapping[str, object]) -> bytes:
 
 
 def _refuse_unsupported(body: Mapping[str, object]) -> None:
-    for name in _UNSUPPORTED:
-        if body.get(name):
-            raise InvalidRequest(f"{name} is not supported by the llama.cpp engine.", param=name)
+    fields.refuse(body, _UNSUPPORTED, "llama.cpp")
     for name in _OURS:
         if name in body:
             raise InvalidRequest(f"{name} cannot be chosen here.", param=name)
     if body.get("repetition_penalty") not in (None, 1):
         raise InvalidRequest("repetition_penalty is repeat_penalty in llama.cpp.", param="repetition_penalty")
-    best_of = _integer(body, "best_of", 1)
-    if best_of is not None and best_of != (_integer(body, "n", 1) or 1):
-        raise InvalidRequest("best_of is not supported by the llama.cpp engine.", param="best_of")
-
-
-def _stop(stop: object) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    strings = [stop] if isinstance(stop, str) else stop
-    if not isinstance(strings, list) or not all(isinstance(one, str) and one for one in strings):
-        raise InvalidRequest("stop must be a non-empty string or a list of such.", param="stop")
-    if len(strings) > MAX_STOP_STRINGS:
-        raise InvalidRequest(f"stop has more than {MAX_STOP_STRINGS} strings.", param="stop")
-    return tuple(strings)
-
-
-def _limit(body: Mapping[str, object], chat: bool) -> int | None:
-    """The client's limit on each choice, by the newest of the names it has."""
-    names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
-    limits = [_integer(body, name, 1) for name in (*names, "n_predict")]
-    return next((limit for limit in limits if limit is not None), None)
-
-
-def _check_messages(messages: object) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest("messages must be a non-empty list.", param="messages")
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict):
-            raise InvalidRequest(f"{where} must be an object.", param=where)
-        if not isinstance(message.get("role"), str) or not message["role"]:
-            raise InvalidRequest(f"{where}.role must be a string.", param=f"{where}.role")
+    best_of = fields.integer(body, "best_of", 1)
+    if best_of is not None and best_of != (fields.integer(body, "n", 1) or 1):
+        raise fields.unsupported("best_of", "llama.cpp")
 
 
 def _forced_tool(body: Mapping[str, object], limits: Limits) -> dict[str, object]:
@@ -199,39 +167,3 @@ def _forced_tool(body: Mapping[str, object], limits: Limits) -> dict[str, object
 def _tool_name(tool: object) -> object:
     function = tool.get("function") if isinstance(tool, dict) else None
     return function.get("name") if isinstance(function, dict) else None
-
-
-def _prompts(prompt: object) -> tuple[str | list[int], ...]:
-    """A string or a list of token ids is one prompt, a list of such is many."""
-    if isinstance(prompt, str) or _is_token_ids(prompt):
-        prompt = [prompt]
-    if isinstance(prompt, list) and prompt and all(isinstance(one, str) or _is_token_ids(one) for one in prompt):
-        return tuple(prompt)
-    raise InvalidRequest("prompt must be a string, a list of token ids, or a list of such.", param="prompt")
-
-
-def _is_token_ids(prompt: object) -> bool:
-    return isinstance(prompt, list) and bool(prompt) and all(type(one) is int for one in prompt)
-
-
-def _chat_logprobs(body: Mapping[str, object]) -> int | None:
-    wanted = body.get("logprobs")
-    if wanted is not None and not isinstance(wanted, bool):
-        raise InvalidRequest("logprobs must be true or false.", param="logprobs")
-    top = _integer(body, "top_logprobs", 0, MAX_TOP_LOGPROBS)
-    if top and not wanted:
-        raise InvalidRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
-    return (top or 0) if wanted else None
-
-
-def _integer(body: Mapping[str, object], name: str, low: int, high: int | None = None) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be an integer.", param=name)
-    if value < low:
-        raise InvalidRequest(f"{name} must be at least {low}.", param=name)
-    if high is not None and value > high:
-        raise InvalidRequest(f"{name} must be at most {high} on this worker.", param=name)
-    return value

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Dialect, GenerationRequest
-from worker.engines.llamacpp.body import DEFAULT_COMPLETION_TOKENS, MAX_STOP_STRINGS, Ask, Limits, read_body, splice
+from worker.engines.fields import MAX_STOP_STRINGS
+from worker.engines.llamacpp.body import DEFAULT_COMPLETION_TOKENS, Ask, Limits, read_body, splice
 
 LIMITS = Limits(choices_per_prompt=4, tools=True)
 MESSAGES = [{"role": "user", "content": "hi"}]

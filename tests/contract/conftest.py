@@ -1,0 +1,43 @@
+"""The engine under test. `--engines a,b` chooses those that need packages of their own, instead of the others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.contract.engines import ENGINES, EngineCase, Watch
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("engines")
+        cases = [case for case in ENGINES if (case.name in wanted if wanted else not case.shared)]
+        metafunc.parametrize("case", cases, ids=lambda case: case.name, scope="session")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_engines() -> AsyncIterator[dict[str, Watch]]:
+    """Watches over engines that serve one test after the other, by name."""
+    watches: dict[str, Watch] = {}
+    yield watches
+    for watch in watches.values():
+        await watch.close()
+
+
+@pytest.fixture
+async def watch(case: EngineCase, shared_engines: dict[str, Watch]) -> AsyncIterator[Watch]:
+    if not case.shared:
+        watch = Watch(case)
+        await watch.start()
+        yield watch
+        await watch.close()
+        return
+    if case.name not in shared_engines:
+        first = shared_engines[case.name] = Watch(case)
+        await first.start()
+    first = shared_engines[case.name]
+    watch = Watch(case, first.engine, first.info)
+    yield watch
+    await watch.leave()
