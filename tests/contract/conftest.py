@@ -13,7 +13,7 @@ from tests.contract.engines import ENGINES, EngineCase, Watch
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("engines")
-        cases = [case for case in ENGINES if (case.name in wanted if wanted else not case.shared)]
+        cases = [case for case in ENGINES if (case.name in wanted if wanted else not (case.shared or case.extra))]
         metafunc.parametrize("case", cases, ids=lambda case: case.name, scope="session")
 
 
@@ -38,6 +38,7 @@ async def watch(case: EngineCase, shared_engines: dict[str, Watch]) -> AsyncIter
         first = shared_engines[case.name] = Watch(case)
         await first.start()
     first = shared_engines[case.name]
+    assert first.info.context_length, "the engine did not start"
     watch = Watch(case, first.engine, first.info)
     yield watch
     await watch.leave()
