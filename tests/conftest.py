@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+ENGINES = Path(__file__).parent / "engines"
+"""Tests that need packages which only `make test-engines` installs."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -12,3 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="run the contract tests on these engines, which may need packages of their own, instead of the usual ones",
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path == ENGINES and not config.getoption("engines") else None

@@ -1,4 +1,7 @@
-"""The engine under test. `--engines a,b` chooses those that need packages of their own, instead of the others."""
+"""The engine under test. `--engines a,b` chooses those that need packages of their own, instead of the others.
+
+A module that is about one `FEATURE` is run with the engines that offer it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from tests.contract.engines import ENGINES, EngineCase, Watch
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("engines")
+        about = getattr(metafunc.module, "FEATURE", None)
         cases = [case for case in ENGINES if (case.name in wanted if wanted else not (case.shared or case.extra))]
+        cases = [case for case in cases if about is None or about in case.offers]
         metafunc.parametrize("case", cases, ids=lambda case: case.name, scope="session")
 
 

@@ -17,12 +17,25 @@ import orjson
 
 from lbcore.clock import MonotonicClock
 from lbcore.errors import InvalidRequest
-from lbcore.generation import Delta, Dialect, Event, Failed, Finished, FinishReason, GenerationRequest, Started
+from lbcore.generation import (
+    Delta,
+    Dialect,
+    Embedding,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Started,
+)
 from lbcore.types import Capacity
+from tests.contract.upstreams import LlamaCppHttpServer, VllmHttpServer, WithUpstream
 from worker import demo
 from worker.engine import Engine, EngineInfo
 from worker.engines.llamacpp.engine import LlamaCppEngine, LlamaCppOptions
 from worker.engines.sim.engine import SimEngine, SimOptions
+from worker.engines.transformers.engine import TransformersEngine, TransformersOptions
+from worker.engines.vllm.engine import VllmEngine, VllmOptions
 
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
@@ -45,6 +58,7 @@ class Feature(Enum):
     ECHO = "echo"
     SUFFIX = "suffix"
     SEVERAL_PROMPTS = "prompt[]"
+    EMBEDDINGS = "model"
 
     @property
     def field(self) -> str:
@@ -66,6 +80,7 @@ PROBES: Mapping[Feature, tuple[Dialect, Mapping[str, object]]] = {
     Feature.ECHO: (Dialect.COMPLETION, {"echo": True}),
     Feature.SUFFIX: (Dialect.COMPLETION, {"suffix": "end"}),
     Feature.SEVERAL_PROMPTS: (Dialect.COMPLETION, {"prompt": ["one", "two"]}),
+    Feature.EMBEDDINGS: (Dialect.EMBEDDING, {"input": "x"}),
 }
 """A request that uses each feature and little else."""
 
@@ -84,6 +99,8 @@ class EngineCase:
     """Whether Started tells the exact counts of the prompt; otherwise Finished has them first."""
     shared: bool = False
     """Whether one engine serves all tests, because it takes long to start. Its tests run in one event loop."""
+    extra: str = ""
+    """The extra of this project that it needs and that the usual environment has not: it is tested only when named."""
 
 
 _SIM_OFFERS = frozenset(
@@ -109,16 +126,41 @@ def _llamacpp(options: LlamaCppOptions) -> Callable[[], Engine]:
     return lambda: LlamaCppEngine(demo.GGUF_PATH, options, MonotonicClock())
 
 
+VLLM_ON_CPU = "--enforce-eager --dtype float32 --max-model-len 1024 --block-size 32 --no-async-scheduling"
+"""What the demo model needs of vLLM on a machine without a GPU."""
+
+
+def _vllm(arguments: str) -> Callable[[], Engine]:
+    options = VllmOptions(args=f"{VLLM_ON_CPU} {arguments}")
+    return lambda: VllmEngine(str(demo.HF_PATH), ("m",), options, MonotonicClock())
+
+
+def _transformers(options: TransformersOptions) -> Callable[[], Engine]:
+    return lambda: TransformersEngine(str(demo.HF_PATH), options, MonotonicClock())
+
+
+def _openai_llamacpp(slots: int, n_ctx: int) -> Callable[[], Engine]:
+    return lambda: WithUpstream(LlamaCppHttpServer(slots, n_ctx))
+
+
+def _openai_vllm(arguments: str) -> Callable[[], Engine]:
+    return lambda: WithUpstream(VllmHttpServer(f"{VLLM_ON_CPU} {arguments}"))
+
+
 _serial = count(1)
 
 ENGINES = (
-    EngineCase("sim", _sim(SimOptions(step_ms=0, context_length=4096)), _SIM_OFFERS),
-    EngineCase("sim-paced", _sim(SimOptions(step_ms=0.2, prefill_tokens_per_s=1e6, context_length=4096)), _SIM_OFFERS),
+    EngineCase("sim", _sim(SimOptions(step_ms=0, context_length=4096)), _SIM_OFFERS | {Feature.EMBEDDINGS}),
+    EngineCase(
+        "sim-paced",
+        _sim(SimOptions(step_ms=0.2, prefill_tokens_per_s=1e6, context_length=4096)),
+        _SIM_OFFERS | {Feature.EMBEDDINGS},
+    ),
     # So few blocks that a crowd has to queue and is preempted.
     EngineCase(
         "sim-cramped",
         _sim(SimOptions(step_ms=0, kv_blocks=80, block_size=8, token_budget=64)),
-        _SIM_OFFERS,
+        _SIM_OFFERS | {Feature.EMBEDDINGS},
     ),
     EngineCase("llamacpp", _llamacpp(LlamaCppOptions(n_ctx=1024)), _LLAMACPP_OFFERS, tells_token_ids=False),
     # Fewer sequences than choices are asked for at once, and prompts in many steps.
@@ -127,6 +169,47 @@ ENGINES = (
         _llamacpp(LlamaCppOptions(n_ctx=512, n_parallel=3, n_batch=32)),
         _LLAMACPP_OFFERS,
         tells_token_ids=False,
+    ),
+    # Another server's HTTP, here llama.cpp's, whose page says nothing of its KV cache.
+    EngineCase("openai", _openai_llamacpp(8, 1024), _LLAMACPP_OFFERS, tells_token_ids=False, tells_kv_blocks=False),
+    # Fewer sequences than choices are asked for at once.
+    EngineCase(
+        "openai-cramped", _openai_llamacpp(3, 512), _LLAMACPP_OFFERS, tells_token_ids=False, tells_kv_blocks=False
+    ),
+    EngineCase(
+        "openai-vllm",
+        _openai_vllm("--max-num-seqs 32 --enable-prompt-tokens-details"),
+        frozenset(Feature) - {Feature.SUFFIX, Feature.FORCED_TOOL},
+        counts_prompt_first=False,
+        shared=True,
+    ),
+    EngineCase(
+        "vllm",
+        _vllm("--max-num-seqs 32 --enable-auto-tool-choice --tool-call-parser hermes"),
+        frozenset(Feature) - {Feature.SUFFIX, Feature.EMBEDDINGS},
+        counts_prompt_first=False,
+        shared=True,
+    ),
+    # Few sequences, prompts in many steps, and so few blocks that long answers are preempted.
+    EngineCase(
+        "vllm-cramped",
+        _vllm("--max-num-seqs 4 --max-num-batched-tokens 64 --num-gpu-blocks-override 70"),
+        frozenset(Feature) - {Feature.SUFFIX, Feature.FORCED_TOOL, Feature.EMBEDDINGS},
+        counts_prompt_first=False,
+        shared=True,
+    ),
+    EngineCase(
+        "transformers",
+        _transformers(TransformersOptions(context_length=1024)),
+        _SIM_OFFERS | {Feature.LOGIT_BIAS},
+        extra="transformers",
+    ),
+    # So few blocks that sequences are preempted, fewer sequences than choices, and prompts in many steps.
+    EngineCase(
+        "transformers-cramped",
+        _transformers(TransformersOptions(context_length=512, max_num_seqs=3, max_batch_tokens=24, kv_blocks=36)),
+        _SIM_OFFERS | {Feature.LOGIT_BIAS},
+        extra="transformers",
     ),
 )
 
@@ -170,6 +253,10 @@ class Answer:
     @property
     def deltas(self) -> list[Delta]:
         return [event for event in self.events if isinstance(event, Delta)]
+
+    @property
+    def embeddings(self) -> list[Embedding]:
+        return [event for event in self.events if isinstance(event, Embedding)]
 
     @property
     def started(self) -> Started:
@@ -220,6 +307,9 @@ class Answer:
             for one, following in pairwise(deltas):
                 # A model may produce bytes that are no text by itself; a character that was torn shows at both ends.
                 assert not (one.text.endswith(NO_TEXT) and following.text.startswith(NO_TEXT)), "torn character"
+        assert not (self.deltas and self.embeddings)
+        assert [event.index for event in self.embeddings] == list(range(len(self.embeddings)))
+        assert len({len(event.vector) for event in self.embeddings}) <= 1, "vectors of several sizes"
         if not isinstance(self.events[-1], Finished):
             return
         usage = self.events[-1]
@@ -232,7 +322,7 @@ class Answer:
         assert sorted(by_choice) == list(range(len(by_choice)))
         for deltas in by_choice.values():
             assert [delta.finish_reason is None for delta in deltas] == [True] * (len(deltas) - 1) + [False]
-        if self.tells_token_ids:
+        if self.tells_token_ids or self.embeddings:
             assert usage.output_tokens == sum(len(delta.token_ids) for delta in self.deltas)
 
 
@@ -253,7 +343,7 @@ class Watch:
         self.info = await self.engine.start()
 
     def submit(self, dialect: Dialect, body: bytes | Mapping[str, object], request_id: str = "") -> Answer:
-        prompt = None if isinstance(body, bytes) else body.get("prompt")
+        prompt = None if isinstance(body, bytes) else body.get("prompt", body.get("input"))
         several_prompts = isinstance(prompt, list) and any(isinstance(one, str | list) for one in prompt)
         request_id = request_id or f"auto-{next(_serial)}"
         answer = Answer(self.case, request_id, several_prompts, lambda: self._inside_call)
@@ -270,6 +360,9 @@ class Watch:
 
     def complete(self, prompt: object, request_id: str = "", /, **fields: object) -> Answer:
         return self.submit(Dialect.COMPLETION, {"model": "m", "prompt": prompt, "temperature": 0, **fields}, request_id)
+
+    def embed(self, inputs: object, request_id: str = "", /, **fields: object) -> Answer:
+        return self.submit(Dialect.EMBEDDING, {"model": "m", "input": inputs, **fields}, request_id)
 
     def long(self, content: str = "Tell me a long story.", request_id: str = "") -> Answer:
         """An answer that goes on for a while, if nobody stops it."""
@@ -293,6 +386,8 @@ class Watch:
     def probe(self, feature: Feature) -> Answer:
         """A request that uses a feature."""
         dialect, fields = PROBES[feature]
+        if dialect is Dialect.EMBEDDING:
+            return self.submit(dialect, fields)
         prompt = {"messages": [{"role": "user", "content": "x"}]} if dialect is Dialect.CHAT else {"prompt": "x"}
         return self.submit(dialect, {**prompt, "max_tokens": 2, **fields})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -160,6 +161,52 @@ def test_the_environment_can_name_the_file() -> None:
 
 def test_a_flag_can_be_taken_back() -> None:
     assert not options(["--no-verbose"], {"LB_VERBOSE": "1"}).verbose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherOptions:
+    model: str = option("", aliases=("model-path",), help="model to serve")
+    args: str = option("", takes_rest=True, help="words for somebody else")
+
+
+def other(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> OtherOptions:
+    return load(OtherOptions, "lb-test", argv, environ or {})
+
+
+def test_an_alias_is_the_same_option() -> None:
+    assert other(["--model-path", "x"]).model == "x"
+
+
+def test_an_option_has_one_name_in_the_environment() -> None:
+    assert other([], {"LB_MODEL_PATH": "x"}).model == ""
+
+
+def test_a_flag_stands_for_one_option() -> None:
+    @dataclass(frozen=True)
+    class Twice:
+        model: str = option("", help="one")
+        name: str = option("", aliases=("model",), help="another")
+
+    with pytest.raises(ValueError, match="declared twice"):
+        declare([Group(Twice)])
+
+
+def test_what_stands_behind_the_dashes_belongs_to_somebody_else() -> None:
+    words = ["--model", "m", "--json", '{"a": 1}', "--", "it's"]
+    assert shlex.split(other(["--model", "x", "--", *words]).args) == words
+
+
+def test_words_behind_the_dashes_are_added_to_those_of_the_flag() -> None:
+    assert other(["--args", "--seed 1", "--", "--size", "2"]).args == "--seed 1 --size 2"
+
+
+def test_nothing_stands_behind_the_dashes_where_nobody_takes_it() -> None:
+    with pytest.raises(ConfigError, match=r"^--: --size follows it, and nothing may$"):
+        options(["--port", "1", "--", "--size", "2"])
+
+
+def test_dashes_with_nothing_behind_them_are_nothing() -> None:
+    assert options(["--port", "1", "--"]).port == 1
 
 
 @pytest.mark.parametrize(

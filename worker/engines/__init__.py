@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from lbcore.clock import Clock
 from worker import demo
 from worker.engine import Engine
 from worker.engines.llamacpp.engine import LlamaCppEngine, LlamaCppOptions
+from worker.engines.openai.engine import OpenAIEngine, UpstreamOptions
 from worker.engines.sim.engine import SimEngine, SimOptions
+from worker.engines.transformers.engine import TransformersEngine, TransformersOptions
+from worker.engines.vllm.engine import VllmEngine, VllmOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,17 @@ ENGINES: Mapping[str, EngineKind] = {
     "llamacpp": EngineKind(
         LlamaCppOptions, lambda given, options, clock: LlamaCppEngine(gguf_path(given.model), options, clock)
     ),
+    "vllm": EngineKind(
+        VllmOptions, lambda given, options, clock: VllmEngine(hf_name(given.model), given.names, options, clock)
+    ),
+    "transformers": EngineKind(
+        TransformersOptions, lambda given, options, clock: TransformersEngine(hf_name(given.model), options, clock)
+    ),
+    "openai": EngineKind(
+        UpstreamOptions,
+        lambda given, options, clock: OpenAIEngine(given.model, options, clock, Random()),
+        plain=True,
+    ),
     "sim": EngineKind(SimOptions, lambda _, options, clock: SimEngine(options, clock)),
 }
 
@@ -57,6 +72,11 @@ DEMO = "demo"
 def gguf_path(model: str) -> Path:
     """Where the GGUF file of a model is."""
     return demo.GGUF_PATH if model == DEMO else Path(model)
+
+
+def hf_name(model: str) -> str:
+    """The folder or the name on the Hugging Face hub of a model."""
+    return str(demo.HF_PATH) if model == DEMO else model
 
 
 def model_name(model: str) -> str:

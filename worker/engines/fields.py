@@ -15,6 +15,8 @@ from lbcore.errors import InvalidRequest
 
 Body = Mapping[str, Any]
 
+MAX_INPUTS = 2048
+"""Inputs of one request for embeddings; OpenAI's limit."""
 MAX_STOP_STRINGS = 16
 MAX_TOP_LOGPROBS = 20
 
@@ -39,6 +41,11 @@ def refuse(body: Body, names: Iterable[str], engine: str) -> None:
 
 def unsupported(name: str, engine: str) -> InvalidRequest:
     return InvalidRequest(f"{name} is not supported by the {engine} engine.", param=name)
+
+
+def no_embeddings() -> InvalidRequest:
+    """What an engine says to a request for embeddings when its model makes none."""
+    return InvalidRequest("This model makes no embeddings.", param="model")
 
 
 def integer(body: Body, name: str, low: int | None = None, high: int | None = None) -> int | None:
@@ -117,6 +124,29 @@ def prompts(body: Body) -> tuple[str | list[int], ...]:
     if isinstance(prompt, list) and prompt and all(isinstance(one, str) or _is_token_ids(one) for one in prompt):
         return tuple(prompt)
     raise InvalidRequest("prompt must be a string, a list of token ids, or a list of such.", param="prompt")
+
+
+def inputs(body: Body) -> tuple[str | list[int], ...]:
+    """The inputs of embeddings: a string or a list of token ids is one, a list of such is several. None is empty."""
+    given = body.get("input")
+    if isinstance(given, str) or _is_token_ids(given):
+        given = [given]
+    if not isinstance(given, list) or not given or not all(_is_input(one) for one in given):
+        message = "input must be a non-empty string, a list of token ids, or a list of such."
+        raise InvalidRequest(message, param="input")
+    if len(given) > MAX_INPUTS:
+        raise InvalidRequest(f"input has more than {MAX_INPUTS} members.", param="input")
+    return tuple(given)
+
+
+def encoding_format(body: Body) -> None:
+    """Checks the form in which a client wants its vectors; engines always answer in the same one."""
+    if body.get("encoding_format") not in (None, "float", "base64"):
+        raise InvalidRequest("encoding_format must be 'float' or 'base64'.", param="encoding_format")
+
+
+def _is_input(one: object) -> bool:
+    return bool(one) if isinstance(one, str) else _is_token_ids(one)
 
 
 def _is_token_ids(prompt: object) -> bool:

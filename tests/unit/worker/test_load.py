@@ -39,6 +39,61 @@ def test_bytes_stand_in_for_tokens_until_the_engine_has_counted(tracker: LoadTra
     assert (counted.tokens_in_flight, counted.queued_prompt_tokens) == (120, 100)
 
 
+def test_an_engine_may_count_the_prompt_late(tracker: LoadTracker) -> None:
+    tracker.accepted("a", Ticket(1), 100 * BYTES_PER_TOKEN)
+    tracker.started("a", 0, 0)
+    uncounted = tracker.look(IDLE)
+    tracker.generated("a", 5)
+    tracker.counted("a", 120, 20)
+    counted = tracker.look(IDLE)
+    assert (uncounted.running_requests, uncounted.tokens_in_flight, uncounted.queued_prompt_tokens) == (1, 100, 100)
+    assert (counted.tokens_in_flight, counted.queued_prompt_tokens) == (125, 0)
+    assert (counted.prompt_token_total, counted.cached_prompt_token_total) == (120, 20)
+
+
+def test_a_vector_ends_the_prefill_and_is_no_token(tracker: LoadTracker) -> None:
+    tracker.accepted("a", Ticket(1), 400)
+    tracker.started("a", 120, 0)
+    tracker.generated("a", 0)
+    report = tracker.look(IDLE)
+    assert (report.running_requests, report.queued_prompt_tokens) == (1, 0)
+    assert (report.tokens_in_flight, report.output_token_total) == (120, 0)
+
+
+def test_a_later_count_replaces_the_first(tracker: LoadTracker) -> None:
+    tracker.accepted("a", Ticket(1), 400)
+    tracker.started("a", 100, 0)
+    tracker.counted("a", 100, 60)
+    report = tracker.look(IDLE)
+    assert (report.queued_prompt_tokens, report.tokens_in_flight) == (40, 100)
+    assert (report.prompt_token_total, report.cached_prompt_token_total) == (100, 60)
+    tracker.finished("a")
+    (update,) = tracker.look(IDLE).ticket_updates
+    assert (update.prompt_tokens, update.cached_tokens) == (100, 60)
+
+
+def test_a_prompt_that_nobody_counted_is_not_made_up_in_the_ticket(tracker: LoadTracker) -> None:
+    tracker.accepted("a", Ticket(1), 400)
+    tracker.started("a", 0, 0)
+    tracker.finished("a")
+    (update,) = tracker.look(IDLE).ticket_updates
+    assert update.prompt_tokens == 0
+
+
+def test_what_others_have_in_the_engine_counts_too(tracker: LoadTracker) -> None:
+    tracker.accepted("a", Ticket(1), 400)
+    report = tracker.look(
+        EngineLoad(
+            other_queued_requests=2,
+            other_running_requests=3,
+            other_queued_prompt_tokens=50,
+            other_tokens_in_flight=700,
+        )
+    )
+    assert (report.queued_requests, report.running_requests) == (3, 3)
+    assert (report.queued_prompt_tokens, report.tokens_in_flight) == (150, 800)
+
+
 def test_the_first_token_ends_the_prefill(tracker: LoadTracker) -> None:
     tracker.accepted("a", Ticket(1), 400)
     tracker.started("a", 120, 20)
@@ -189,6 +244,17 @@ class Bookkeeping(RuleBasedStateMachine):
         self.totals[0] += prompt
         self.totals[1] += cached
         self.tracker.started(key, prompt, cached)
+
+    @precondition(lambda self: any(request.started for request in self.requests.values()))
+    @rule(data=st.data(), prompt=st.integers(1, 50_000), cached_part=st.floats(0, 1))
+    def count(self, data: st.DataObject, prompt: int, cached_part: float) -> None:
+        running = [key for key, request in self.requests.items() if request.started]
+        key = data.draw(st.sampled_from(running))
+        request, cached = self.requests[key], int(prompt * cached_part)
+        self.totals[0] += prompt - request.prompt
+        self.totals[1] += cached - request.cached
+        request.prompt, request.cached = prompt, cached
+        self.tracker.counted(key, prompt, cached)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), tokens=st.integers(1, 50))

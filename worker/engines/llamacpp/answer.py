@@ -11,7 +11,7 @@ from lbcore.errors import EngineFailed
 from lbcore.generation import Delta, Event, Finished, FinishReason, Started, TokenLogprob, ToolCallDelta, TopLogprob
 from worker.engines.llamacpp.body import Ask
 from worker.engines.llamacpp.errors import error_from_json, too_long
-from worker.engines.llamacpp.stop import StopFilter
+from worker.engines.stop import StopFilter
 
 DONE = b"[DONE]"
 

@@ -89,7 +89,9 @@ class Ask:
 def read_body(request: GenerationRequest, limits: Limits) -> Ask:
     """Raises InvalidRequest for what is no such body, and by name for what llama.cpp would ignore or break on."""
     body = fields.json_object(request.body)
-    _refuse_unsupported(body)
+    if request.dialect is Dialect.EMBEDDING:
+        raise fields.no_embeddings()
+    refuse_unsupported(body)
     refuse_reversed_bounds(body)
     chat = request.dialect is Dialect.CHAT
     limit = fields.output_limit(body, _LIMITS[request.dialect])
@@ -102,7 +104,7 @@ def read_body(request: GenerationRequest, limits: Limits) -> Ask:
     }
     if chat:
         fields.messages(body)
-        added |= _forced_tool(body, limits)
+        added |= forced_tool(body, limits)
     stop = fields.stop_strings(body)
     if stop:
         # We look for them, and count tokens with llama.cpp's counter, since its own count comes too late then.
@@ -135,7 +137,8 @@ def splice(body: bytes, added: Mapping[str, object]) -> bytes:
     return inside + comma + orjson.dumps(added)[1:]
 
 
-def _refuse_unsupported(body: Mapping[str, object]) -> None:
+def refuse_unsupported(body: Mapping[str, object]) -> None:
+    """Raises InvalidRequest for the first field that llama.cpp would ignore, or that is not for clients to choose."""
     fields.refuse(body, _UNSUPPORTED, "llama.cpp")
     for name in _OURS:
         if name in body:
@@ -147,8 +150,11 @@ def _refuse_unsupported(body: Mapping[str, object]) -> None:
         raise fields.unsupported("best_of", "llama.cpp")
 
 
-def _forced_tool(body: Mapping[str, object], limits: Limits) -> dict[str, object]:
-    """Checks the choice of a tool; llama.cpp knows no choice by name, so all tools but the named are left out."""
+def forced_tool(body: Mapping[str, object], limits: Limits) -> dict[str, object]:
+    """Checks the choice of a tool, and returns the fields to change for it.
+
+    llama.cpp knows no choice by name, so all tools but the named are left out.
+    """
     choice = body.get("tool_choice")
     if choice in (None, "none", "auto"):
         return {}

@@ -17,8 +17,8 @@ from typing import Generic, TypeVar
 
 from lbcore.types import LoadReport
 from worker.engines.sim.blocks import BlockPool
-from worker.engines.sim.meter import StepMeter
 from worker.engines.sim.sequence import SimSequence
+from worker.engines.step_meter import StepMeter
 
 K = TypeVar("K", bound=Hashable)
 
@@ -35,7 +35,8 @@ it a full cache admits a prompt and preempts it a step later."""
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome(Generic[K]):
-    """What one step did. Every sequence in `decoding` and in `finished` gained exactly one token, no other any."""
+    """What one step did. Every sequence in `decoding` and in `finished` gained exactly one token, no other any; those
+    without output gain none, and finish with their prompt."""
 
     duration_ms: float = 0.0
     started: Sequence[tuple[K, int]] = ()
@@ -43,7 +44,7 @@ class StepOutcome(Generic[K]):
     first: Sequence[K] = ()
     """Sequences that gained their first token; they are in `decoding` or in `finished` too."""
     finished: Sequence[K] = ()
-    """Sequences that gained their last token and have left."""
+    """Sequences that gained all they were to have and have left."""
     preempted: Sequence[K] = ()
     """Sequences that lost their blocks and wait again."""
     decoding: Collection[K] = ()
@@ -99,18 +100,18 @@ class SimBatch(Generic[K]):
         self._tokens_in_flight = 0
 
     def add(self, key: K, prompt_tokens: int, output_tokens: int, block_hashes: Sequence[int] = ()) -> None:
-        """Queues a sequence that will produce exactly `output_tokens` tokens.
+        """Queues a sequence that will produce exactly `output_tokens` tokens; with 0 its prompt alone is computed.
 
         `block_hashes` are chained hashes of its whole blocks, first block first. They may go on beyond the prompt into
         the answer; those blocks become reusable as decoding fills them.
 
         Raises:
-            ValueError: the key is in use, a count is below one, or the sequence alone would not fit the cache.
+            ValueError: the key is in use, a count is too small, or the sequence alone would not fit the cache.
         """
         if key in self._sequences:
             raise ValueError(f"sequence {key!r} is already there")
-        if prompt_tokens < 1 or output_tokens < 1:
-            raise ValueError("a sequence has at least one prompt token and one output token")
+        if prompt_tokens < 1 or output_tokens < 0:
+            raise ValueError("a sequence has at least one prompt token, and no less than no output token")
         if prompt_tokens + output_tokens > self.blocks.total * self._block_size:
             raise ValueError(f"{prompt_tokens} + {output_tokens} tokens do not fit the KV cache")
         sequence = SimSequence(key, prompt_tokens, output_tokens, block_hashes, target=prompt_tokens)
@@ -247,12 +248,13 @@ class SimBatch(Generic[K]):
         return sequence
 
     def _sample_after_prefill(self, sequence: SimSequence[K], first: list[K]) -> None:
-        """The token that a finished prefill yields, and with it the start of decoding unless it is the last."""
+        """The token that a finished prefill yields, if any, and the start of decoding unless it is the last."""
         key, step = sequence.key, self._step
-        if not sequence.sampled:
-            first.append(key)
-        sequence.sampled += 1
-        self._tokens_in_flight += 1
+        if sequence.output_tokens:
+            if not sequence.sampled:
+                first.append(key)
+            sequence.sampled += 1
+            self._tokens_in_flight += 1
         sequence.end_step = step + sequence.output_tokens - sequence.sampled
         self._ends.setdefault(sequence.end_step, {})[key] = sequence
         if sequence.end_step == step:

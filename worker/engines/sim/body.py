@@ -19,7 +19,7 @@ _BYTES_PER_TOKEN_ID = 8
 
 MAX_CHOICES = 128
 
-_ENGINE = "simulated"
+ENGINE = "simulated"
 _LIMITS = {Dialect.CHAT: ("max_completion_tokens", "max_tokens"), Dialect.COMPLETION: ("max_tokens",)}
 
 _NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
@@ -92,7 +92,7 @@ def read_body(request: GenerationRequest) -> Ask:
     body = fields.json_object(request.body)
     _refuse_unsupported(body)
     chat = request.dialect is Dialect.CHAT
-    prompts = (_chat_prompt(body),) if chat else tuple(map(_prompt, fields.prompts(body)))
+    prompts = (_chat_prompt(body),) if chat else tuple(prompt_of(one, "prompt") for one in fields.prompts(body))
     choices_per_prompt = fields.integer(body, "n", 1, MAX_CHOICES) or 1
     if len(prompts) * choices_per_prompt > MAX_CHOICES:
         raise InvalidRequest(f"prompt and n make more than {MAX_CHOICES} choices.", param="prompt")
@@ -110,15 +110,15 @@ def read_body(request: GenerationRequest) -> Ask:
 
 
 def _refuse_unsupported(body: Mapping[str, object]) -> None:
-    fields.refuse(body, _UNSUPPORTED, _ENGINE)
+    fields.refuse(body, _UNSUPPORTED, ENGINE)
     response_format = body.get("response_format")
     if response_format is not None and response_format != {"type": "text"}:
-        raise fields.unsupported("response_format", _ENGINE)
+        raise fields.unsupported("response_format", ENGINE)
     if body.get("tool_choice") not in (None, "none", "auto"):
-        raise fields.unsupported("tool_choice", _ENGINE)
+        raise fields.unsupported("tool_choice", ENGINE)
     best_of = fields.integer(body, "best_of", 1)
     if best_of is not None and best_of != (fields.integer(body, "n", 1, MAX_CHOICES) or 1):
-        raise fields.unsupported("best_of", _ENGINE)
+        raise fields.unsupported("best_of", ENGINE)
     for name in _NUMBERS:
         fields.number(body, name)
     for name in ("stream", "ignore_eos"):
@@ -150,10 +150,11 @@ def _content(content: object, where: str) -> str:
     return "".join(texts)
 
 
-def _prompt(prompt: str | list[int]) -> Prompt:
+def prompt_of(prompt: str | list[int], field: str) -> Prompt:
+    """A text or a list of token ids. Raises InvalidRequest, which blames `field`, for an id that is too great."""
     if isinstance(prompt, str):
         return Prompt(prompt.encode())
     try:
         return Prompt(array("Q", prompt).tobytes(), _BYTES_PER_TOKEN_ID)
     except OverflowError:
-        raise InvalidRequest("prompt holds a token id beyond 64 bits.", param="prompt") from None
+        raise InvalidRequest(f"{field} holds a token id beyond 64 bits.", param=field) from None

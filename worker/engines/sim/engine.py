@@ -7,8 +7,6 @@ same answer from every worker with the same seed.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lbcore.clock import Clock
@@ -16,20 +14,18 @@ from lbcore.config import at_least, option, positive
 from lbcore.errors import (
     Cancelled,
     ConfigError,
-    ContextLengthExceeded,
     EngineFailed,
     InvalidRequest,
     LoadBalancerError,
     StreamInterrupted,
     WorkerUnreachable,
 )
-from lbcore.generation import Delta, Event, Failed, Finished, FinishReason, GenerationRequest, Started
+from lbcore.generation import Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
-from worker.engines.sim.answer import deltas, draw_answer, draw_length, stamped_deltas
 from worker.engines.sim.batch import SimBatch, StepOutcome
-from worker.engines.sim.body import Ask, read_body
-from worker.engines.sim.meter import StepMeter
+from worker.engines.sim.plan import Output, Planner
+from worker.engines.step_meter import StepMeter
 
 MAX_LAG_S = 1.0
 """How far behind its schedule a paced engine catches up. Timers are late by a millisecond and garbage collections by
@@ -54,6 +50,7 @@ class SimOptions:
     )
     context_length: int = option(131_072, help="longest prompt plus answer, in tokens", check=at_least(2))
     seed: int = option(0, help="what the answers depend on beside the request")
+    embedding_size: int = option(64, help="numbers in the vector of an input", check=at_least(1))
     stamp: bool = option(False, help="make each token's text the time it was emitted: CLOCK_MONOTONIC in nanoseconds")
 
 
@@ -77,11 +74,12 @@ class _Request:
 
 @dataclass(slots=True, eq=False)
 class _Choice:
-    """One sequence of the batch, and the deltas it has yet to emit: one for each token that the batch will give it."""
+    """One sequence of the batch, and what it has yet to emit: a delta for each token that the batch will give it, or
+    one vector at its end."""
 
     request: _Request
     emit: Emit
-    deltas: Iterator[Delta]
+    output: Output
     leads: bool
     """Whether it is the first with its prompt: what the others find in the cache, this one has computed."""
 
@@ -94,6 +92,7 @@ class SimEngine:
         self._clock = clock
         # The longest sequence must fit the cache alone, or it could never end.
         self._context_length = min(options.context_length, options.kv_blocks * options.block_size)
+        self._planner = Planner(self._context_length, options.seed, options.stamp, options.embedding_size)
         self._batch: SimBatch[_Choice] = SimBatch(
             step_ms=options.step_ms,
             prefill_tokens_per_s=options.prefill_tokens_per_s,
@@ -168,47 +167,19 @@ class SimEngine:
             raise WorkerUnreachable("The engine is closed.")
         if request.request_id in self._requests:
             raise InvalidRequest("A request with this id is running.")
-        ask = read_body(request)
-        planned = [(prompt, self._answers(ask, index)) for index, prompt in enumerate(ask.prompts)]
-        accepted = _Request(request.request_id, emit, sum(prompt.tokens for prompt in ask.prompts))
-        for prompt, answers in planned:
-            hashes = prompt.block_hashes(self._options.block_size)
-            for index, (tokens, choice_deltas) in enumerate(answers):
-                choice = _Choice(accepted, emit, choice_deltas, leads=index == 0)
+        planned = self._planner.plan(request)
+        accepted = _Request(request.request_id, emit, sum(one.prompt.tokens for one in planned))
+        for one in planned:
+            prompt = one.prompt
+            hashes = prompt.block_hashes(self._options.block_size) if one.is_cached else ()
+            for index, (tokens, output) in enumerate(one.answers):
+                choice = _Choice(accepted, emit, output, leads=index == 0)
                 accepted.choices.append(choice)
                 accepted.output_tokens += tokens
                 self._batch.add(choice, prompt.tokens, tokens, hashes)
         accepted.open_choices = len(accepted.choices)
         self._requests[request.request_id] = accepted
         self._work.set()
-
-    def _answers(self, ask: Ask, prompt_index: int) -> list[tuple[int, Iterator[Delta]]]:
-        """The number of tokens and the deltas of each choice with one of the prompts."""
-        key = ask.prompts[prompt_index].answer_key(self._options.seed, ask.seed)
-        length, limited = self._length(ask, ask.prompts[prompt_index].tokens, key)
-        first = prompt_index * ask.choices_per_prompt
-        if self._options.stamp:
-            for name, asked in (("stop", ask.stop), ("logprobs", ask.top_logprobs is not None)):
-                if asked:
-                    raise InvalidRequest(f"{name} is not supported by a stamping engine.", param=name)
-            reason = FinishReason.LENGTH if limited else FinishReason.STOP
-            choices = range(first, first + ask.choices_per_prompt)
-            return [(length, stamped_deltas(length, choice, reason, time.monotonic_ns)) for choice in choices]
-        drawn = [draw_answer(key, index, length, limited, ask.stop) for index in range(ask.choices_per_prompt)]
-        return [(len(one.tokens), deltas(one, first + index, ask.top_logprobs)) for index, one in enumerate(drawn)]
-
-    def _length(self, ask: Ask, prompt_tokens: int, key: bytes) -> tuple[int, bool]:
-        """Tokens that each choice may have, and whether that is a limit rather than the answer's natural end."""
-        limit, asked = self._context_length, ask.max_tokens
-        room = limit - prompt_tokens
-        if room < (asked or 1):
-            wish = "leaves no room for an answer" if asked is None else f"{asked} more were asked for"
-            message = f"The context is {limit} tokens; the prompt has {prompt_tokens} and {wish}."
-            raise ContextLengthExceeded(message, param=ask.prompt_field)
-        if asked is not None:
-            return asked, True
-        natural = draw_length(key)
-        return min(natural, room), natural > room
 
     def _forget(self, request: _Request) -> None:
         """Frees what an unfinished request holds; its choices emit no more."""
@@ -253,9 +224,9 @@ class SimEngine:
             choice.request.produced = True
         # A copy, since whoever is told of a token may abort a request.
         for choice in tuple(outcome.decoding):
-            choice.emit(next(choice.deltas))
+            choice.emit(next(choice.output))
         for choice in outcome.finished:
-            choice.emit(next(choice.deltas))
+            choice.emit(next(choice.output))
             request = choice.request
             request.open_choices -= 1
             if not request.open_choices and self._requests.get(request.request_id) is request:

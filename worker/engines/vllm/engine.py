@@ -16,7 +16,7 @@ from lbcore.errors import (
     StreamInterrupted,
     WorkerUnreachable,
 )
-from lbcore.generation import Delta, Failed, Finished, GenerationRequest, Started
+from lbcore.generation import Delta, Embedding, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
 from worker.engines.vllm.arguments import VllmOptions, read_arguments
@@ -35,10 +35,12 @@ CLOSE_TIMEOUT_S = 10.0
 class _Call:
     """One request in vLLM."""
 
-    __slots__ = ("emit", "error", "prompt_tokens", "sequences", "started", "task", "told", "unfinished")
+    __slots__ = ("emit", "error", "prompt_tokens", "sequences", "started", "task", "told", "turn")
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: Emit, turn: tuple[int, int]) -> None:
         self.emit = emit
+        self.turn = turn
+        """Its place among those that wait; vLLM takes up the lowest first."""
         self.error: LoadBalancerError | None = None
         """What it ends in when it was stopped from outside."""
         self.prompt_tokens = 0
@@ -64,8 +66,9 @@ class VllmEngine:
         self._speed = EngineSpeed()
         self._kv_blocks = 0
         self._block_size = 1
-        #: In the order in which they came; vLLM takes them up in that order too, unless priorities say otherwise.
         self._calls: dict[str, _Call] = {}
+        self._waiting: set[_Call] = set()
+        self._serial = 0
         self._progress_at = 0.0
         self._watching: asyncio.Task[None] | None = None
         self._broken = asyncio.Event()
@@ -101,7 +104,9 @@ class VllmEngine:
         elif request.request_id in self._calls:
             loop.call_soon(emit, Failed(InvalidRequest("A request with this id is running.")))
         else:
-            call = self._calls[request.request_id] = _Call(emit)
+            self._serial += 1
+            call = self._calls[request.request_id] = _Call(emit, (-request.priority, self._serial))
+            self._waiting.add(call)
             if len(self._calls) == 1:
                 self._progress_at = self._clock.now()
             call.task = loop.create_task(self._run(self._serving, request, call))
@@ -165,16 +170,20 @@ class VllmEngine:
                 case Started():
                     if call.started:
                         continue
-                    call.started = True
+                    self._take_up(call)
                 case Delta(finish_reason=reason):
                     call.told = True
                     call.sequences -= reason is not None
+                case Embedding():
+                    call.told = True
+                    call.sequences -= 1
             call.emit(event)
         raise EngineFailed("vLLM broke off the answer.")
 
     def _ended(self, request_id: str, call: _Call) -> None:
         """The request's task is over, perhaps before it began."""
         del self._calls[request_id]
+        self._waiting.discard(call)
         call.sequences = 0
         if call.task.cancelled() or call.error is not None:
             call.emit(Failed(call.error or Cancelled("The request was stopped.")))
@@ -195,20 +204,27 @@ class VllmEngine:
             call.task.cancel()
 
     def _stepped(self) -> None:
-        """The engine core has made a step. What it says of running sequences begins with the oldest."""
+        """The engine core has made a step."""
         self._progress_at = self._clock.now()
         # Those whose first token came in this step tell so themselves, with what was cached; their tasks run first.
         asyncio.get_running_loop().call_soon(self._mark_running)
 
     def _mark_running(self) -> None:
-        running = self._statistics.running
-        for call in self._calls.values():
+        if not self._waiting:
+            return
+        waiting = sum(call.sequences for call in self._waiting)
+        running = self._statistics.running - (sum(call.sequences for call in self._calls.values()) - waiting)
+        for call in sorted(self._waiting, key=lambda call: call.turn):
             if running <= 0:
                 return
-            if call.sequences and not call.started:
-                call.started = True
+            if call.sequences:
+                running -= call.sequences
+                self._take_up(call)
                 call.emit(Started(call.prompt_tokens))
-            running -= call.sequences
+
+    def _take_up(self, call: _Call) -> None:
+        call.started = True
+        self._waiting.discard(call)
 
     async def _watch(self) -> None:
         """Finds out when the engine core is dead, or alive and doing nothing."""
@@ -237,5 +253,9 @@ def _closing(call: _Call) -> LoadBalancerError:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:400] or type(error).__name__
+    text = str(error)
+    if isinstance(error, ValueError) and hasattr(error, "errors"):
+        # Pydantic's own text goes on with the whole configuration.
+        first = error.errors()[0]
+        text = " ".join([*map(str, first["loc"]), first["msg"]])
+    return " ".join(text.split())[:400] or type(error).__name__

@@ -1,7 +1,7 @@
 """Ends a text exactly before the first stop string. Pure.
 
-llama.cpp could do it, but what it holds back because it may be the begin of a stop string is lost when the answer ends
-there for another reason.
+For engines that have no such thing, or lose what they hold back because it may be the begin of a stop string when the
+answer ends there for another reason.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.engines.sim.meter import StepMeter
+from worker.engines.step_meter import StepMeter
 
 
 def test_nothing_measured_is_zero() -> None:

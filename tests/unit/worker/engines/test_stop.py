@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engines.llamacpp.stop import StopFilter
+from worker.engines.stop import StopFilter
 
 PIECES = st.lists(st.text("ab\n", max_size=3), max_size=12)
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3)
