@@ -66,6 +66,8 @@ BODIES: dict[str, tuple[Dialect, dict[str, object]]] = {
     ),
     "completion, small": (Dialect.COMPLETION, {"prompt": "Once upon a time", "max_tokens": 64, "stream": True}),
     "completion, 10,000 tokens": (Dialect.COMPLETION, {"prompt": list(range(10_000))}),
+    "embedding, small": (Dialect.EMBEDDING, {"input": "Once upon a time", "encoding_format": "base64"}),
+    "embedding, 2,048 inputs": (Dialect.EMBEDDING, {"input": [SENTENCE * 4] * 2048}),
 }
 
 

@@ -16,8 +16,9 @@ from gateway.config import GatewayConfig
 from gateway.errors import ErrorAnswer, method_not_allowed, openai_error
 from gateway.fleet import Fleet
 from gateway.metrics import GatewayMetrics, page_of_all
+from gateway.pieces import in_pieces
 from gateway.processes import Place
-from gateway.render import answer_for, chunks_for, model_list, model_object
+from gateway.render import EVENTS_AT_ONCE, answer_for, chunks_for, model_list, model_object
 from gateway.schema import OpenAIRequest, parse
 from lbcore.clock import Clock, unix_time_s
 from lbcore.dispatch import Attempt, Dispatcher
@@ -37,7 +38,6 @@ _SSE_HEADERS = {
     # nginx and its like collect an answer before passing it on unless told otherwise.
     "X-Accel-Buffering": "no",
 }
-
 
 Batches = AsyncIterator[list[Event]]
 
@@ -94,6 +94,7 @@ class Handlers:
         app = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[_openai_errors])
         app.router.add_post("/v1/chat/completions", self._generation(Dialect.CHAT))
         app.router.add_post("/v1/completions", self._generation(Dialect.COMPLETION))
+        app.router.add_post("/v1/embeddings", self._generation(Dialect.EMBEDDING))
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{model:.+}", self._model)
         app.router.add_get("/health", self._health)
@@ -126,7 +127,7 @@ class Handlers:
             request_id=exchange.request_id,
             model=parsed.model,
             prompt_bytes=len(parsed.prompt),
-            prefix_hashes=block_hashes(parsed.prompt),
+            prefix_hashes=block_hashes(parsed.prefix),
             prefix_block_bytes=PREFIX_BLOCK_BYTES,
             max_output_tokens=parsed.max_output_tokens,
             session_id=_printable(request.headers.get("X-Session-ID", "")) or parsed.session_id,
@@ -155,14 +156,16 @@ class Handlers:
 
     async def _whole(self, exchange: Exchange, parsed: OpenAIRequest, batches: Batches) -> web.Response:
         answer = answer_for(parsed, exchange.request_id, int(unix_time_s()))
-        body: bytes | None = None
+        body: bytes | list[bytes] | None = None
         async for events in batches:
             exchange.saw(events, self._clock)
-            body = answer.add(events)
+            for start in range(0, len(events), EVENTS_AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)
+                body = answer.add(events[start : start + EVENTS_AT_ONCE])
         assert body is not None, "a run without an error ends with Finished"
-        return web.Response(
-            body=body, headers={"Content-Type": "application/json", "X-Request-ID": exchange.request_id}
-        )
+        headers = {"Content-Type": "application/json", "X-Request-ID": exchange.request_id}
+        return in_pieces(body, headers) if isinstance(body, list) else web.Response(body=body, headers=headers)
 
     async def _stream(
         self, request: web.Request, exchange: Exchange, parsed: OpenAIRequest, batches: Batches

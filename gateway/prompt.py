@@ -13,6 +13,7 @@ import xxhash
 
 from gateway.fields import (
     Rule,
+    array_too_long,
     as_array,
     as_object,
     empty_array,
@@ -24,6 +25,9 @@ from gateway.fields import (
     wrong_type,
 )
 from lbcore.errors import InvalidRequest
+
+MAX_INPUTS = 2048
+"""Inputs of one request for embeddings; OpenAI's limit."""
 
 _ROLES = {role: f"\0{role}\0".encode() for role in ("system", "developer", "user", "assistant", "tool", "function")}
 
@@ -63,18 +67,34 @@ def chat_prompt(messages: object, tools: object) -> bytes:
 
 def completion_prompt(prompt: object) -> tuple[bytes, int]:
     """The prompts as bytes, and how many they are. Tokens are packed as 32-bit little-endian numbers."""
-    if prompt is None:
-        raise missing("prompt")
-    if type(prompt) is str:
-        return prompt.encode(), 1
-    if type(prompt) is not list:
-        raise wrong_type("prompt", "a string, or an array of strings, tokens or arrays of tokens", prompt)
-    if not prompt:
-        raise empty_array("prompt")
-    if type(prompt[0]) is int:
-        return _pack_tokens("prompt", prompt), 1
-    several = [_one_prompt(f"prompt[{index}]", item, type(prompt[0])) for index, item in enumerate(prompt)]
+    several = _texts_or_tokens("prompt", prompt)
     return b"\0".join(several), len(several)
+
+
+def embedding_inputs(inputs: object) -> tuple[bytes, int]:
+    """The same for what is to be embedded; none of it may be empty."""
+    several = _texts_or_tokens("input", inputs)
+    if len(several) > MAX_INPUTS:
+        raise array_too_long("input", MAX_INPUTS, len(several))
+    if not all(several):
+        param = "input" if type(inputs) is str else f"input[{several.index(b'')}]"
+        raise InvalidRequest(f"Invalid '{param}': empty string.", param=param, code="empty_string")
+    return b"\0".join(several), len(several)
+
+
+def _texts_or_tokens(param: str, value: object) -> list[bytes]:
+    """A string or a list of tokens, or a list of either, as bytes."""
+    if value is None:
+        raise missing(param)
+    if type(value) is str:
+        return [value.encode()]
+    if type(value) is not list:
+        raise wrong_type(param, "a string, or an array of strings, tokens or arrays of tokens", value)
+    if not value:
+        raise empty_array(param)
+    if type(value[0]) is int:
+        return [_pack_tokens(param, value)]
+    return [_one_prompt(f"{param}[{index}]", item, type(value[0])) for index, item in enumerate(value)]
 
 
 def _one_prompt(param: str, item: object, kind: type) -> bytes:

@@ -13,9 +13,15 @@ from gateway import sse
 from gateway.forms import ChatForm, ChoiceSoFar, CompletionForm, Form, Json, usage
 from gateway.schema import OpenAIRequest
 from gateway.sse import one_line
+from gateway.vectors import Vectors
 from lbcore.generation import Delta, Dialect, Event, Failed, Finished
 
 _FORMS: dict[Dialect, Form] = {Dialect.CHAT: ChatForm(), Dialect.COMPLETION: CompletionForm()}
+"""Of what can be streamed."""
+
+EVENTS_AT_ONCE = 16
+"""Events of an answer in one piece to render before other requests get a turn: sixteen vectors of 4,096 numbers take
+2.5 ms, and all of a request's could take a third of a second."""
 
 _MARK = "@"
 _MARK_JSON = b'"@"'
@@ -130,8 +136,10 @@ def chunks_for(request: OpenAIRequest, request_id: str, created: int) -> Chunks:
     )
 
 
-def answer_for(request: OpenAIRequest, request_id: str, created: int) -> Answer:
+def answer_for(request: OpenAIRequest, request_id: str, created: int) -> Answer | Vectors:
     """What renders the answer in one piece to a request. `created` in seconds since 1970."""
+    if request.dialect is Dialect.EMBEDDING:
+        return Vectors(model=request.model, input_count=request.choice_count, is_base64=request.is_base64)
     form = _FORMS[request.dialect]
     return Answer(
         form,

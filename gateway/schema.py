@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import orjson
 
 from gateway import shapes
-from gateway.fields import Rule, flag, integer, missing, nested, number, short_string, string
-from gateway.prompt import chat_prompt, completion_prompt
+from gateway.fields import Rule, flag, integer, missing, nested, number, one_of, short_string, string
+from gateway.prompt import chat_prompt, completion_prompt, embedding_inputs
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Dialect
 
@@ -23,6 +23,13 @@ MAX_CHOICES = 1024
 _output_tokens = integer(1, 2**31 - 1)
 _penalty = number(-2, 2)
 _name = short_string(512)
+
+
+def _no_stream(param: str, value: object) -> None:
+    """An answer of vectors comes in one piece: who waits for a stream would wait in vain."""
+    flag(param, value)
+    if value:
+        raise InvalidRequest(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
 
 
 def _checked_with_prompt(param: str, value: object) -> None:
@@ -66,6 +73,14 @@ _RULES: dict[Dialect, dict[str, Rule]] = {
         "best_of": integer(1, 128),
         "echo": flag,
         "suffix": string,
+    },
+    Dialect.EMBEDDING: {
+        "model": _name,
+        "input": _checked_with_prompt,
+        "encoding_format": one_of("float", "base64"),
+        "dimensions": integer(1, 2**31 - 1),
+        "stream": _no_stream,
+        "user": _name,
     },
 }
 
@@ -111,6 +126,7 @@ _CLASHES: dict[Dialect, tuple[_Clash, ...]] = {
             "Invalid 'best_of': choosing among more answers than 'n' is not supported.",
         ),
     ),
+    Dialect.EMBEDDING: (),
 }
 
 
@@ -124,7 +140,7 @@ class OpenAIRequest:
     include_usage: bool
     """The stream ends with a chunk that tells the usage."""
     choice_count: int
-    """Choices the answer has: `n` for every prompt."""
+    """Choices the answer has: `n` for every prompt. Vectors, where those are asked for: one for every input."""
     max_output_tokens: int
     """For each choice; 0 when the client set no limit."""
     session_id: str
@@ -132,13 +148,23 @@ class OpenAIRequest:
     user: str
     """The end user in the client's words; empty when it named none."""
     prompt: bytes
-    """For prefix hashing: prompts that begin alike begin with the same bytes."""
+    """Prompts that begin alike begin with the same bytes."""
     body: bytes
     """As it came, the same object."""
     has_logprobs: bool
     has_tools: bool
     is_guided: bool
     """The output must follow a schema, a grammar or a forced tool call: another engine cannot take it up half-way."""
+    is_base64: bool
+    """Vectors are wanted as base64 of little-endian 32-bit floats."""
+
+    @property
+    def prefix(self) -> bytes:
+        """What of the prompt may begin as another's did, for an engine to have it in its cache.
+
+        Nothing of what is embedded: a vector needs the whole of its input computed.
+        """
+        return b"" if self.dialect is Dialect.EMBEDDING else self.prompt
 
 
 def parse(dialect: Dialect, body: bytes) -> OpenAIRequest:
@@ -155,12 +181,17 @@ def parse(dialect: Dialect, body: bytes) -> OpenAIRequest:
         if is_broken(fields):
             raise InvalidRequest(message, param=param)
     get = fields.get
-    if dialect is Dialect.CHAT:
-        prompt, prompt_count = chat_prompt(get("messages"), get("tools")), 1
-        has_logprobs = get("logprobs") is True
-    else:
-        prompt, prompt_count = completion_prompt(get("prompt"))
-        has_logprobs = get("logprobs") is not None
+    has_logprobs = False
+    match dialect:
+        case Dialect.CHAT:
+            prompt, choice_count = chat_prompt(get("messages"), get("tools")), _integer(get("n")) or 1
+            has_logprobs = get("logprobs") is True
+        case Dialect.COMPLETION:
+            prompt, prompt_count = completion_prompt(get("prompt"))
+            choice_count = _choice_count(prompt_count, _integer(get("n")) or 1)
+            has_logprobs = get("logprobs") is not None
+        case Dialect.EMBEDDING:
+            prompt, choice_count = embedding_inputs(get("input"))
     options = get("stream_options")
     user = _text(get("user"))
     return OpenAIRequest(
@@ -168,7 +199,7 @@ def parse(dialect: Dialect, body: bytes) -> OpenAIRequest:
         model=_text(model),
         stream=get("stream") is True,
         include_usage=type(options) is dict and options.get("include_usage") is True,
-        choice_count=_choice_count(prompt_count, _integer(get("n")) or 1),
+        choice_count=choice_count,
         max_output_tokens=_integer(get("max_completion_tokens")) or _integer(get("max_tokens")),
         session_id=_text(get("session_id")) or _text(get("prompt_cache_key")) or user,
         user=user,
@@ -177,6 +208,7 @@ def parse(dialect: Dialect, body: bytes) -> OpenAIRequest:
         has_logprobs=has_logprobs,
         has_tools=bool(get("tools")),
         is_guided=_is_guided(fields),
+        is_base64=get("encoding_format") == "base64",
     )
 
 

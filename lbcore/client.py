@@ -4,6 +4,7 @@ async with Client("127.0.0.1:50050") as client:
     async for event in client.chat("demo", [{"role": "user", "content": "Who are you?"}]):
         ...
     answer = await client.complete("demo", "Q: Who are you?\\nA:", max_tokens=64)
+    first, second = (await client.embed("embedder", ["one text", "another"])).vectors
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import orjson
 from lbcore.clock import MonotonicClock
 from lbcore.dispatch import Dispatcher
 from lbcore.errors import InvalidRequest
-from lbcore.generation import Delta, Dialect, Event, Finished, FinishReason, GenerationRequest
+from lbcore.generation import Delta, Dialect, Embedding, Event, Finished, FinishReason, GenerationRequest
 from lbcore.prefix import PREFIX_BLOCK_BYTES, block_hashes
 from lbcore.types import RouteFacts
 from lbcore.wire.clients import GenerationClients, RoutingClient
@@ -32,16 +33,16 @@ def conversation_bytes(messages: Sequence[Mapping[str, object]]) -> bytes:
     return b"".join(f"\0{message.get('role')}\0{message.get('content')}".encode() for message in messages)
 
 
-def token_bytes(tokens: Sequence[int]) -> bytes:
+def token_bytes(tokens: Sequence[int], field: str = "prompt") -> bytes:
     """What is hashed of a prompt of token ids, the same bytes as the gateway's.
 
     Raises:
-        InvalidRequest: something is no token id.
+        InvalidRequest: something is no token id; blames `field`.
     """
     try:
         return struct.pack(f"<{len(tokens)}I", *tokens)
     except struct.error:
-        raise InvalidRequest("The prompt is neither text nor a list of token ids.", param="prompt") from None
+        raise InvalidRequest(f"The {field} is neither text nor a list of token ids.", param=field) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,19 @@ class Answer:
     usage: Finished
 
 
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The vectors of inputs, in their order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Finished
+
+
 class Client:
     """Speaks to a scheduler and its workers directly, without a gateway. Use as an async context manager.
 
-    Extra keyword arguments of `chat`, `text` and `complete` are fields of the OpenAI body (max_tokens, temperature,
-    stop, seed, ...). Errors are those of `lbcore.errors`.
+    Extra keyword arguments of `chat`, `text`, `complete` and `embed` are fields of the OpenAI body (max_tokens,
+    temperature, stop, seed, dimensions, ...). Errors are those of `lbcore.errors`.
     """
 
     def __init__(self, scheduler: str, *, timeout_s: float | None = 600.0) -> None:
@@ -122,6 +131,29 @@ class Client:
                         usage = event
         return Answer("".join(parts), reason, usage)
 
+    async def embed(
+        self,
+        model: str,
+        inputs: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        request_id: str = "",
+        **fields: object,
+    ) -> Embeddings:
+        """The vector of a text, or of each of several texts or lists of token ids."""
+        several: list[str | Sequence[int]] = [inputs] if isinstance(inputs, str) else list(inputs)
+        body = {"model": model, "input": several, **fields}
+        hashed = b"\0".join(one.encode() if isinstance(one, str) else token_bytes(one, "input") for one in several)
+        vectors: list[tuple[float, ...]] = []
+        usage = Finished(0, 0, 0)
+        async with aclosing(self._events(Dialect.EMBEDDING, model, body, hashed, request_id)) as events:
+            async for event in events:
+                match event:
+                    case Embedding():
+                        vectors.append(event.vector)
+                    case Finished():
+                        usage = event
+        return Embeddings(tuple(vectors), usage)
+
     async def _events(
         self, dialect: Dialect, model: str, body: Mapping[str, object], prompt: bytes, request_id: str
     ) -> AsyncGenerator[Event, None]:
@@ -132,7 +164,8 @@ class Client:
             request_id=request_id,
             model=model,
             prompt_bytes=len(prompt),
-            prefix_hashes=block_hashes(prompt),
+            # Of what is embedded no cache holds a beginning; the gateway hashes none either.
+            prefix_hashes=() if dialect is Dialect.EMBEDDING else block_hashes(prompt),
             prefix_block_bytes=PREFIX_BLOCK_BYTES,
             max_output_tokens=limit if type(limit) is int else 0,
         )

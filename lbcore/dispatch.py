@@ -81,19 +81,21 @@ class Dispatcher:
             tried.add(route.target.worker_id)
             fallbacks = route.fallbacks or fallbacks
             observe(Attempt(route.target.worker_id, None))
-            # Nothing is passed on before the first token: until then another worker can start afresh.
+            # Nothing is passed on before the first token: until then another worker can start afresh. Embeddings have
+            # no tokens, and wait here until they are complete.
             held: list[Event] = []
             passed_on = False
             call = self._workers.to(route.target).begin(replace(request, ticket=route.ticket, timeout_s=left_s))
             heard = False
             try:
                 while True:
-                    held += await call.events()
+                    news = await call.events()
+                    held += news
                     heard = True
-                    last = held[-1]
+                    last = news[-1]
                     if isinstance(last, Failed):
                         break
-                    if passed_on or isinstance(last, Finished) or any(isinstance(event, Delta) for event in held):
+                    if passed_on or isinstance(last, Finished) or any(isinstance(event, Delta) for event in news):
                         yield held
                         passed_on = True
                         held = []

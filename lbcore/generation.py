@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from enum import StrEnum
 
-from lbcore.errors import LoadBalancerError
+from lbcore.errors import EngineFailed, LoadBalancerError
 from lbcore.types import NO_TICKET, Ticket
 
 
@@ -16,6 +17,8 @@ class Dialect(StrEnum):
     """POST /v1/chat/completions"""
     COMPLETION = "completion"
     """POST /v1/completions"""
+    EMBEDDING = "embedding"
+    """POST /v1/embeddings"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,29 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """The vector of one input."""
+
+    index: int
+    """Which of the request's inputs, from 0."""
+    values: bytes
+    """Little-endian 32-bit floats, one after the other."""
+
+    @property
+    def vector(self) -> tuple[float, ...]:
+        """The values as numbers.
+
+        Raises:
+            EngineFailed: they are not of 32 bits each.
+        """
+        if len(self.values) % 4:
+            raise EngineFailed("The engine answered with a vector that is no list of 32-bit floats.")
+        return struct.unpack(f"<{len(self.values) // 4}f", self.values)
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of a good answer, with its usage in tokens over all choices."""
+    """The end of a good answer, with its usage in tokens over all choices, or over all inputs of embeddings."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -109,5 +133,6 @@ class Failed:
     error: LoadBalancerError
 
 
-Event = Started | Delta | Finished | Failed
-"""What a request answers with: at most one Started first, deltas, then exactly one Finished or Failed."""
+Event = Started | Delta | Embedding | Finished | Failed
+"""What a request answers with: at most one Started first, then deltas, or one Embedding for each input in the order of
+inputs, then exactly one Finished or Failed."""

@@ -35,6 +35,7 @@ from lbcore.pool_events import (
     WorkerLost,
     WorkerReturned,
     WorkerSilent,
+    WorkerUnready,
 )
 from lbcore.pool_records import PRIOR_TOKENS_PER_BYTE, ModelRecord, WorkerRecord
 from lbcore.types import (
@@ -153,6 +154,7 @@ class WorkerPool:
         if report.sequence <= worker.load.sequence:
             return []
         self._renew(worker, now)
+        turned = report.unready != worker.load.unready
         worker.load = report
         worker.reported_at = now
         for update in report.ticket_updates:
@@ -160,7 +162,7 @@ class WorkerPool:
         worker.trust_ratio = worker.trust.read(now)
         self._measure(worker)
         self._changed(worker)
-        return []
+        return [WorkerUnready(worker.spec, report.unready)] if turned else []
 
     def _disconnected(self, event: Disconnected) -> list[PoolEffect]:
         worker = self._known(event.worker_id, event.epoch)

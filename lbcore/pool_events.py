@@ -104,6 +104,14 @@ class WorkerDraining:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerUnready:
+    """A worker's engine cannot serve for now, or can again."""
+
+    spec: WorkerSpec
+    unready: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLeft:
     """A worker has gone in good order."""
 
@@ -146,6 +154,7 @@ PoolEffect = (
     | WorkerReturned
     | WorkerSilent
     | WorkerDraining
+    | WorkerUnready
     | WorkerLeft
     | WorkerLost
     | ReportRejected

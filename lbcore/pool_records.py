@@ -66,6 +66,8 @@ class WorkerRecord:
         """Make the endpoint say what the rest of this record says."""
         load, requests, tokens = self.load, self.account.requests, self.account.tokens
         state = EndpointState.READY if self.connected else EndpointState.SILENT
+        if load.unready:
+            state = EndpointState.UNREADY
         if self.draining:
             state = EndpointState.DRAINING
         speed = self.prefill_ms_per_token

@@ -35,6 +35,8 @@ class EndpointState(StrEnum):
     """It finishes what it has and takes nothing new."""
     SILENT = "silent"
     """Its connection broke and its lease still runs: picked only when nobody else is there."""
+    UNREADY = "unready"
+    """Its engine cannot serve now, as it says itself; not picked until it says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ class LoadReport:
     cached_prompt_token_total: int = 0
     prompt_token_total: int = 0
     output_token_total: int = 0
+    unready: bool = False
+    """Whether the engine cannot serve now."""
 
 
 @dataclass(frozen=True, slots=True)

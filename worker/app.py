@@ -25,6 +25,9 @@ from worker.service import GenerationServicer, Sessions
 
 log = structlog.get_logger()
 
+READINESS_S = 0.25
+"""How often the engine is asked whether it can serve."""
+
 
 class Worker:
     """One lb-worker from start to end."""
@@ -54,7 +57,7 @@ class Worker:
         sessions.refusal = WorkerUnreachable("The worker is loading its model.")
         orca = OrcaServicer(self._look, lambda: self._capacity, self._clock)
         server = GrpcServer([GenerationServicer(sessions).registration(), orca.registration()])
-        metrics = MetricsServer(worker_registry(self._look))
+        metrics = MetricsServer(worker_registry(self._look, sessions.ends, lambda: self._engine.load().faults))
         try:
             # Ports first: a big model should not be loaded for minutes only to find the port taken.
             port = server.listen(config.host, config.port)
@@ -101,13 +104,15 @@ class Worker:
             loop.add_signal_handler(number, self._stop.set)
         reporting = loop.create_task(self._report(reporter))
         watching = loop.create_task(self._watch_engine(sessions))
+        following = loop.create_task(self._follow_readiness(server))
         try:
             await self._stop.wait()
+            following.cancel()
             await self._drain(server, sessions, reporter, reporting)
         finally:
-            watching.cancel()
-            reporting.cancel()
-            await asyncio.gather(watching, reporting, return_exceptions=True)
+            for task in (watching, following, reporting):
+                task.cancel()
+            await asyncio.gather(watching, following, reporting, return_exceptions=True)
 
     async def _drain(
         self, server: GrpcServer, sessions: Sessions, reporter: Reporter, reporting: asyncio.Task[None]
@@ -132,6 +137,17 @@ class Worker:
         sessions.refusal = EngineFailed("The engine has stopped.")
         self._exit_status = 1
         self._stop.set()
+
+    async def _follow_readiness(self, server: GrpcServer) -> None:
+        """Lets the worker's health say whether its engine can serve now."""
+        unready = False
+        while True:
+            await self._clock.sleep_until(self._clock.now() + READINESS_S)
+            if self._engine.load().unready != unready:
+                unready = not unready
+                log.warning("engine_unready" if unready else "engine_ready")
+                await server.set_serving(not unready)
+                self._changed()
 
     async def _report(self, reporter: Reporter) -> None:
         try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from lbcore.generation import Event, GenerationRequest
@@ -38,6 +38,10 @@ class EngineLoad:
     """Moving average of measured prefill speed."""
     step_time_ms: float = 0.0
     """Moving average of the measured time of a decoding step."""
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """How often the engine let a request down so far, by how it did."""
+    unready: bool = False
+    """Whether the engine cannot serve now but may again. What cannot serve for good says so in `failed`."""
     other_queued_requests: int = 0
     """Requests that wait in the engine without having come through this worker; so with the three below."""
     other_running_requests: int = 0
@@ -46,12 +50,13 @@ class EngineLoad:
 
 
 class Engine(Protocol):
-    """Something that generates tokens.
+    """Something that generates tokens, or vectors, or both.
 
     Events of one request, in order: at most one `Started` (as soon as the engine is known to compute the prompt: from
-    then on the request counts as running), any number of `Delta`, then exactly one `Finished` or `Failed`. This holds
-    on every path: bad input, abort, engine failure, close. Nothing is emitted after it, and nothing from inside
-    `submit` or `abort` before they return.
+    then on the request counts as running), any number of `Delta`, then exactly one `Finished` or `Failed`. A request
+    for embeddings has in place of deltas one `Embedding` for each of its inputs, in their order; an engine that makes
+    none refuses it. This holds on every path: bad input, abort, engine failure, close. Nothing is emitted after the
+    end, and nothing from inside `submit` or `abort` before they return.
     """
 
     async def start(self) -> EngineInfo:

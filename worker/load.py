@@ -94,7 +94,7 @@ class LoadTracker:
         request.prompt_tokens, request.cached_tokens, request.counted = prompt_tokens, cached_tokens, True
 
     def generated(self, key: str, tokens: int) -> None:
-        """The engine has generated this many more tokens; the first of them ends the prefill."""
+        """The engine has generated this many more tokens, or a vector (0); the first of them ends the prefill."""
         request = self._in_flight[key]
         if not request.prefilled:
             self._end_prefill(request)
@@ -147,6 +147,7 @@ class LoadTracker:
             cached_prompt_token_total=self._cached_total,
             prompt_token_total=self._prompt_total,
             output_token_total=self._output_total,
+            unready=engine.unready,
         )
 
     def acknowledged(self, sequence: int) -> None:

@@ -1,8 +1,8 @@
-"""The worker's metrics: its own load as it reports it, read when scraped."""
+"""The worker's metrics: its own load as it reports it, and how its requests ended, read when scraped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -29,24 +29,47 @@ _COUNTERS = (
 )
 
 
-class LoadCollector(Collector):
-    """Turns the present load into metrics."""
+class WorkerCollector(Collector):
+    """Turns the present load into metrics, and how requests have ended so far."""
 
-    def __init__(self, load: Callable[[], LoadReport]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], LoadReport],
+        ends: Mapping[str, int],
+        faults: Callable[[], Mapping[str, int]],
+    ) -> None:
         self._load = load
+        self._ends = ends
+        self._faults = faults
 
     def collect(self) -> Iterator[Metric]:
+        yield self._counted("lb_worker_requests", "Requests that have ended, by reason.", "reason", self._ends)
+        faults = "Times the engine let a request down, by how; one request may have several."
+        yield self._counted("lb_worker_engine_faults", faults, "kind", self._faults())
+        ready = "Whether the engine can serve now."
+        yield GaugeMetricFamily("lb_worker_engine_ready", ready, value=float(not self._load().unready))
         report = self._load()
         for name, text, field in _GAUGES:
             yield GaugeMetricFamily(name, text, value=float(getattr(report, field)))
         for name, text, field in _COUNTERS:
             yield CounterMetricFamily(name, text, value=float(getattr(report, field)))
 
+    @staticmethod
+    def _counted(name: str, text: str, label: str, counts: Mapping[str, int]) -> Metric:
+        family = CounterMetricFamily(name, text, labels=[label])
+        for value, count in sorted(counts.items()):
+            family.add_metric([value], count)
+        return family
 
-def worker_registry(load: Callable[[], LoadReport]) -> CollectorRegistry:
-    """A registry with the worker's load and the process's own figures."""
+
+def worker_registry(
+    load: Callable[[], LoadReport],
+    ends: Mapping[str, int],
+    faults: Callable[[], Mapping[str, int]],
+) -> CollectorRegistry:
+    """A registry with the worker's load, the ends of its requests by reason, and the process's own figures."""
     registry = CollectorRegistry()
-    registry.register(LoadCollector(load))
+    registry.register(WorkerCollector(load, ends, faults))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry

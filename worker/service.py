@@ -6,6 +6,7 @@ Generate and GenerateStream are two doors to the same room: `Sessions.begin` tak
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from lbcore.errors import (
     LoadBalancerError,
     Saturated,
 )
-from lbcore.generation import Delta, Event, Failed, Finished, GenerationRequest, Started
+from lbcore.generation import Delta, Embedding, Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Ticket
 from lbcore.wire.convert import call_event, generation_from_proto, response_from_event
 from lbcore.wire.mux import serve_mux
@@ -67,6 +68,9 @@ class Session:
                 self.started = event
                 load.started(self.key, event.prompt_tokens, event.cached_tokens)
                 self._owner.changed()
+            case Embedding():
+                # Nothing was generated, but the prompt is behind it.
+                load.generated(self.key, 0)
             case Finished():
                 # The engine's own counts have the last word, so that totals agree with the usage clients see.
                 if event.prompt_tokens:
@@ -96,8 +100,8 @@ class Session:
     def _end(self, error: LoadBalancerError | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._owner.end(self)
         error = self._stopped or error
+        self._owner.end(self, error)
         log.info(
             "request_ended",
             request_id=self.request_id,
@@ -120,6 +124,8 @@ class Sessions:
         self.changed = changed
         self.capacity = capacity
         """Requests that may be here at once, running and queued."""
+        self.ends: Counter[str] = Counter()
+        """How many requests ended so far, by the reason of their error; "OK" for those without, or "REFUSED"."""
         self._sessions: dict[str, Session] = {}
         self._serial = 0
         self._idle = asyncio.Event()
@@ -163,11 +169,13 @@ class Sessions:
 
     def refused(self, ticket: Ticket) -> None:
         """A request that nobody here can take: its dispatch is over."""
+        self.ends["REFUSED"] += 1
         self.load.refused(ticket)
         self.changed()
 
-    def end(self, session: Session) -> None:
+    def end(self, session: Session, error: LoadBalancerError | None) -> None:
         """A session is over."""
+        self.ends[error.reason if error is not None else "OK"] += 1
         del self._sessions[session.key]
         self.load.finished(session.key)
         self.changed()

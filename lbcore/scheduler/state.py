@@ -29,6 +29,7 @@ from lbcore.pool_events import (
     WorkerLost,
     WorkerReturned,
     WorkerSilent,
+    WorkerUnready,
 )
 from lbcore.scheduler.metrics import SchedulerMetrics
 from lbcore.scheduler.table import Table
@@ -129,6 +130,9 @@ class SchedulerState:
                 self.table.changed(spec.worker_id)
             case WorkerDraining(spec):
                 log.info("worker_draining", worker_id=spec.worker_id)
+                self.table.changed(spec.worker_id)
+            case WorkerUnready(spec, unready):
+                log.warning("worker_unready" if unready else "worker_ready", worker_id=spec.worker_id)
                 self.table.changed(spec.worker_id)
             case WorkerLeft(spec):
                 log.info("worker_left", worker_id=spec.worker_id)

@@ -18,7 +18,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         wanted = metafunc.config.getoption("engines")
         about = getattr(metafunc.module, "FEATURE", None)
         cases = [case for case in ENGINES if (case.name in wanted if wanted else not (case.shared or case.extra))]
-        cases = [case for case in cases if about is None or about in case.offers]
+        cases = [case for case in cases if (case.generates if about is None else about in case.offers)]
         metafunc.parametrize("case", cases, ids=lambda case: case.name, scope="session")
 
 

@@ -99,6 +99,8 @@ class EngineCase:
     """Whether Started tells the exact counts of the prompt; otherwise Finished has them first."""
     shared: bool = False
     """Whether one engine serves all tests, because it takes long to start. Its tests run in one event loop."""
+    generates: bool = True
+    """Whether it makes text. One that makes embeddings alone is held to their laws only."""
     extra: str = ""
     """The extra of this project that it needs and that the usual environment has not: it is tested only when named."""
 
@@ -178,8 +180,10 @@ ENGINES = (
     ),
     EngineCase(
         "openai-vllm",
-        _openai_vllm("--max-num-seqs 32 --enable-prompt-tokens-details"),
-        frozenset(Feature) - {Feature.SUFFIX, Feature.FORCED_TOOL},
+        _openai_vllm(
+            "--max-num-seqs 32 --enable-prompt-tokens-details --enable-auto-tool-choice --tool-call-parser hermes"
+        ),
+        frozenset(Feature) - {Feature.SUFFIX, Feature.EMBEDDINGS},
         counts_prompt_first=False,
         shared=True,
     ),
@@ -189,6 +193,7 @@ ENGINES = (
         frozenset(Feature) - {Feature.SUFFIX, Feature.EMBEDDINGS},
         counts_prompt_first=False,
         shared=True,
+        extra="vllm",
     ),
     # Few sequences, prompts in many steps, and so few blocks that long answers are preempted.
     EngineCase(
@@ -196,6 +201,15 @@ ENGINES = (
         _vllm("--max-num-seqs 4 --max-num-batched-tokens 64 --num-gpu-blocks-override 70"),
         frozenset(Feature) - {Feature.SUFFIX, Feature.FORCED_TOOL, Feature.EMBEDDINGS},
         counts_prompt_first=False,
+        shared=True,
+        extra="vllm",
+    ),
+    EngineCase(
+        "vllm-embeddings",
+        _vllm("--runner pooling --convert embed"),
+        frozenset({Feature.EMBEDDINGS}),
+        counts_prompt_first=False,
+        generates=False,
         shared=True,
     ),
     EngineCase(

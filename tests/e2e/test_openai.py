@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from math import hypot
 
 import aiohttp
 import openai
@@ -85,6 +86,58 @@ async def test_each_request_goes_to_a_worker_that_serves_its_model(demo_system: 
     assert texts["demo"] == {SHORT[0].answer}
     assert texts["sim"].isdisjoint(texts["demo"])
     assert len(texts["sim"]) == 1
+
+
+async def test_embeddings_are_the_same_in_both_forms_and_whatever_comes_with_them(demo_system: System) -> None:
+    texts = ["one text", "another text, which is longer", "one text"]
+    async with demo_system.openai() as client:
+        packed = await client.embeddings.create(model="sim", input=texts)
+        plain = await client.embeddings.create(model="sim", input=texts, encoding_format="float")
+        alone = await client.embeddings.create(model="sim", input=texts[1])
+        tokens = await client.embeddings.create(model="sim", input=[[1, 2, 3], [4]])
+    vectors = [one.embedding for one in packed.data]
+    assert [one.index for one in packed.data] == [0, 1, 2]
+    assert [one.embedding for one in plain.data] == vectors
+    assert (vectors[0], vectors[1]) == (vectors[2], alone.data[0].embedding)
+    assert vectors[0] != vectors[1]
+    assert {len(vector) for vector in vectors} == {64}
+    assert packed.usage == plain.usage
+    assert packed.usage.total_tokens == packed.usage.prompt_tokens > alone.usage.prompt_tokens > 0
+    assert (tokens.usage.prompt_tokens, tokens.model, tokens.object) == (4, "sim", "list")
+
+
+async def test_a_shorter_embedding_is_the_beginning_of_the_longer_one(demo_system: System) -> None:
+    async with demo_system.openai() as client:
+        whole = await client.embeddings.create(model="sim", input="text")
+        cut = await client.embeddings.create(model="sim", input="text", dimensions=8)
+    start = whole.data[0].embedding[:8]
+    assert cut.data[0].embedding == pytest.approx([one / hypot(*start) for one in start], abs=1e-6)
+
+
+async def test_as_many_inputs_as_openai_takes_are_one_request(demo_system: System) -> None:
+    async with demo_system.openai() as client:
+        answer = await client.embeddings.create(model="sim", input=[f"text {number}" for number in range(2048)])
+        alone = await client.embeddings.create(model="sim", input="text 2047")
+    assert len(answer.data) == 2048
+    assert answer.data[2047].embedding == alone.data[0].embedding
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "param"),
+    [
+        ("demo", {"input": "text"}, "model"),
+        ("sim", {"input": ""}, "input"),
+        ("sim", {"input": ["text"] * 2049}, "input"),
+        ("sim", {"input": "text", "dimensions": 65}, "dimensions"),
+    ],
+)
+async def test_what_cannot_be_embedded_is_named(
+    demo_system: System, model: str, fields: dict[str, object], param: str
+) -> None:
+    async with demo_system.openai() as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.embeddings.create(model=model, **fields)
+    assert caught.value.param == param
 
 
 async def test_max_tokens_and_stop_are_exact(demo_system: System) -> None:

@@ -23,7 +23,7 @@ from lbcore.errors import (
     StreamInterrupted,
     WorkerUnreachable,
 )
-from lbcore.generation import Delta, Dialect, Event, Failed, Finished, GenerationRequest, Started
+from lbcore.generation import Delta, Dialect, Embedding, Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import NO_TICKET, Epoch, Route, RouteFacts, Target, Ticket, WorkerId
 from tests.fakes import ManualClock, settle
 
@@ -186,6 +186,14 @@ async def test_a_worker_that_fails_with_its_first_tokens_unsent_is_replaced_unse
     scene = Scene(routing, FakeWorkers(w0=[[STARTED, TOKEN, Failed(UNREACHABLE)]], w1=[[Started(11), MORE, END]]))
     await scene.read()
     assert scene.events == [Started(11), MORE, END]
+
+
+async def test_a_worker_that_fails_among_the_vectors_is_replaced_unseen() -> None:
+    vectors: Batch = [Embedding(0, b"\0\0\0\0"), Embedding(1, b"\0\0\0\0")]
+    workers = FakeWorkers(w0=[[STARTED], vectors[:1], [Failed(UNREACHABLE)]], w1=[[STARTED], vectors, [END]])
+    scene = Scene(FakeRouting(route("w0", 1), route("w1", 2)), workers)
+    await scene.read()
+    assert scene.batches == [[STARTED, *vectors, END]]
 
 
 async def test_the_next_attempt_leaves_out_who_was_tried_and_gives_the_ticket_back() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN
@@ -25,6 +27,7 @@ from lbcore.pool_events import (
     WorkerLost,
     WorkerReturned,
     WorkerSilent,
+    WorkerUnready,
 )
 from lbcore.types import (
     Capacity,
@@ -176,6 +179,21 @@ class TestLeaving:
         assert pool.endpoint().state is DRAINING
         pool.handle(Registered(spec(), connection=1), 0.3)
         assert pool.endpoint().state is DRAINING
+
+    def test_a_worker_whose_engine_is_away_says_so_and_comes_back(self) -> None:
+        pool = Pool(spec())
+        away, back = LoadReport(sequence=1, unready=True), LoadReport(sequence=3)
+        assert pool.handle(Reported(W0, Epoch(1), away), 0.1) == [WorkerUnready(spec(), True)]
+        assert pool.handle(Reported(W0, Epoch(1), replace(away, sequence=2)), 0.2) == []
+        assert pool.endpoint().state is EndpointState.UNREADY
+        assert pool.handle(Reported(W0, Epoch(1), back), 0.3) == [WorkerUnready(spec(), False)]
+        assert pool.endpoint().state is READY
+
+    def test_an_engine_that_is_away_makes_no_silent_worker_a_choice(self) -> None:
+        pool = Pool(spec())
+        pool.handle(Reported(W0, Epoch(1), LoadReport(sequence=1, unready=True)), 0.1)
+        pool.handle(Disconnected(W0, Epoch(1), connection=0), 0.2)
+        assert pool.endpoint().state is EndpointState.UNREADY
 
     def test_a_worker_that_deregisters_is_gone(self) -> None:
         pool = Pool(spec())

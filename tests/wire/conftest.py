@@ -27,7 +27,7 @@ from lbcore.scheduler.admin_service import AdminServicer
 from lbcore.scheduler.registry_service import RegistryServicer
 from lbcore.scheduler.routing_service import RoutingServicer
 from lbcore.scheduler.state import SchedulerState
-from lbcore.types import Endpoint, LoadReport, Route, RouteFacts, WorkerSpec
+from lbcore.types import Endpoint, EndpointState, LoadReport, Route, RouteFacts, WorkerSpec
 from lbcore.wire.channel import open_channel
 from lbcore.wire.clients import Call, GenerationClient, RoutingClient
 from lbcore.wire.convert import load_to_proto, spec_to_proto
@@ -313,3 +313,13 @@ async def failure_of(call: Call) -> LoadBalancerError:
     last = (await all_events(call))[-1]
     assert isinstance(last, Failed), last
     return last.error
+
+
+async def in_state(scheduler: SchedulerHost, worker_id: str, state: EndpointState) -> None:
+    """Waits until the scheduler sees a worker in this state."""
+
+    def holds() -> bool:
+        endpoint = scheduler.endpoint(worker_id)
+        return endpoint is not None and endpoint.state is state
+
+    await scheduler.state.happened.until(holds)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import orjson
 import pytest
 
-from lbcore.client import Answer, Client
+from lbcore.client import Answer, Client, Embeddings
 from lbcore.errors import InvalidRequest, ModelNotFound, NoReadyWorker
-from lbcore.generation import Delta, Dialect, Event, Finished, FinishReason, Started
+from lbcore.generation import Delta, Dialect, Embedding, Event, Finished, FinishReason, Started
 from tests.fleet import MODEL, spec
 from tests.wire.conftest import SchedulerHost, Wire, WorkerHost, fixture, soon
 
@@ -55,6 +56,32 @@ async def test_a_whole_answer_is_its_text_its_end_and_its_usage(client: Client, 
     taken.emit(Delta(text="lo", finish_reason=FinishReason.STOP))
     taken.finish(output_tokens=2)
     assert await soon(answer) == Answer("Hello", FinishReason.STOP, Finished(10, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sent"),
+    [("one", ["one"]), (["one", "two"], ["one", "two"]), ([[1, 2], [3]], [[1, 2], [3]])],
+    ids=["text", "texts", "tokens"],
+)
+async def test_vectors_are_numbers_in_the_order_of_inputs(
+    client: Client, worker: WorkerHost, inputs: str | list[str] | list[list[int]], sent: list[object]
+) -> None:
+    answer = asyncio.ensure_future(client.embed(MODEL, inputs, dimensions=2))
+    taken = await worker.engine.next()
+    taken.start()
+    for index in range(len(sent)):
+        taken.emit(Embedding(index, struct.pack("<2f", index, 0.5)))
+    taken.finish(output_tokens=0)
+    expected = tuple((float(index), 0.5) for index in range(len(sent)))
+    assert await soon(answer) == Embeddings(expected, Finished(10, 0, 0))
+    assert taken.request.dialect is Dialect.EMBEDDING
+    assert orjson.loads(taken.request.body) == {"model": MODEL, "input": sent, "dimensions": 2}
+
+
+async def test_what_is_no_token_cannot_be_embedded(client: Client) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await client.embed(MODEL, [[-1]])
+    assert caught.value.param == "input"
 
 
 async def test_one_answer_cannot_be_several(client: Client) -> None:

@@ -20,10 +20,11 @@ from lbcore.errors import (
     Saturated,
     WorkerUnreachable,
 )
-from lbcore.generation import Delta, Dialect, Event, Failed, Finished, GenerationRequest, Started
+from lbcore.generation import Delta, Dialect, Embedding, Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Ticket, TicketPhase
 from lbcore.wire.clients import GenerationClient, generate
 from lbcore.wire.convert import event_from_proto
+from lbcore.wire.mux import MAX_BATCH_BYTES
 from lbcore.wire.status import error_from_rpc
 from tests.wire.conftest import Wire, WorkerHost, all_events, failure_of, soon
 from worker.engine import EngineLoad
@@ -80,6 +81,36 @@ async def test_an_answer_comes_whole_and_in_order(worker: WorkerHost, door: Door
         Delta(text="three"),
         Finished(10, 0, 3),
     ]
+
+
+@both_doors
+async def test_vectors_come_bit_for_bit_and_count_no_tokens(worker: WorkerHost, door: Door) -> None:
+    request = GenerationRequest("r", Dialect.EMBEDDING, b'{"input": ["a", "b"]}', Ticket(4))
+    answer = asyncio.ensure_future(door(worker, request))
+    taken = await worker.engine.next()
+    vectors = [Embedding(0, b"\x00\x00\x80\x7f\xff\x01\x02\x03"), Embedding(1, bytes(8))]
+    taken.start(prompt_tokens=20)
+    taken.emit(vectors[0])
+    report = worker.load.look(EngineLoad())
+    taken.emit(vectors[1])
+    taken.finish(prompt_tokens=20, output_tokens=0)
+    assert await answer == [Started(20), *vectors, Finished(20, 0, 0)]
+    assert (taken.request.dialect, taken.request.body) == (Dialect.EMBEDDING, request.body)
+    assert (report.running_requests, report.queued_prompt_tokens, report.tokens_in_flight) == (1, 0, 20)
+    [update] = worker.load.look(EngineLoad()).ticket_updates
+    assert (update.phase, update.prompt_tokens, update.output_tokens) == (TicketPhase.FINISHED, 20, 0)
+
+
+async def test_more_vectors_than_a_message_should_hold_arrive_in_order(wire: Wire, worker: WorkerHost) -> None:
+    call = wire.generation_client(worker).begin(GenerationRequest("r", Dialect.EMBEDDING, b"{}"))
+    taken = await worker.engine.next()
+    size = MAX_BATCH_BYTES // 8
+    for index in range(20):
+        taken.emit(Embedding(index, bytes([index]) * size))
+    taken.finish()
+    *vectors, end = await all_events(call)
+    assert vectors == [Embedding(index, bytes([index]) * size) for index in range(20)]
+    assert isinstance(end, Finished)
 
 
 @both_doors

@@ -14,7 +14,7 @@ from lbcore.types import EndpointState, LoadReport, RouteFacts, Ticket, TicketPh
 from lbcore.wire.convert import spec_to_proto
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
-from tests.wire.conftest import LEASE_S, REPORT_INTERVAL_S, SchedulerHost, Wire, fixture, soon
+from tests.wire.conftest import LEASE_S, REPORT_INTERVAL_S, SchedulerHost, Wire, fixture, in_state, soon
 
 Fields = dict[str, Any]
 
@@ -35,14 +35,6 @@ def changed(message: Any, field: str, value: Any) -> Any:
 
 async def gone(scheduler: SchedulerHost, worker_id: str) -> None:
     await scheduler.state.happened.until(lambda: scheduler.endpoint(worker_id) is None)
-
-
-async def in_state(scheduler: SchedulerHost, worker_id: str, state: EndpointState) -> None:
-    def holds() -> bool:
-        endpoint = scheduler.endpoint(worker_id)
-        return endpoint is not None and endpoint.state is state
-
-    await scheduler.state.happened.until(holds)
 
 
 async def test_a_worker_that_registers_gets_a_lease_and_can_be_picked(wire: Wire, scheduler: SchedulerHost) -> None:

@@ -18,10 +18,11 @@ from lbcore.wire.channel import open_channel
 from lbcore.wire.clients import GenerationClient
 from tests.fakes import ManualClock, ScriptedEngine
 from tests.fleet import spec
-from tests.wire.conftest import Host, SchedulerHost, Wire, all_events, failure_of, fixture, soon
+from tests.wire.conftest import Host, SchedulerHost, Wire, all_events, failure_of, fixture, in_state, soon
 from worker import app
 from worker.app import Worker
 from worker.config import WorkerConfig
+from worker.engine import EngineLoad
 
 MODEL = "m"
 
@@ -38,7 +39,8 @@ class RunningWorker:
         config = WorkerConfig(
             model=MODEL, worker_id="w0", scheduler=scheduler.address, max_queued_requests=2, **options
         )
-        self.task = asyncio.ensure_future(Worker(config, self.engine, (MODEL,), ManualClock()).run())
+        self.clock = ManualClock()
+        self.task = asyncio.ensure_future(Worker(config, self.engine, (MODEL,), self.clock).run())
 
     async def exit_status(self) -> int:
         return await soon(self.task)
@@ -150,6 +152,20 @@ async def test_a_worker_whose_engine_broke_ends_with_an_error_and_is_gone_at_onc
     assert scheduler.endpoint("w0") is None
 
 
+async def test_a_worker_whose_engine_is_away_is_not_picked_until_it_is_back(
+    scheduler: SchedulerHost, running: RunningWorker
+) -> None:
+    address = address_of(scheduler)
+    for unready, state, serving in (
+        (True, EndpointState.UNREADY, health_pb2.HealthCheckResponse.NOT_SERVING),
+        (False, EndpointState.READY, health_pb2.HealthCheckResponse.SERVING),
+    ):
+        running.engine.measured = EngineLoad(unready=unready)
+        await running.clock.elapse(2 * app.READINESS_S)
+        await in_state(scheduler, "w0", state)
+        assert await health(address) == serving
+
+
 async def test_a_worker_whose_name_was_taken_finishes_what_it_has_and_ends_with_an_error(
     wire: Wire, scheduler: SchedulerHost, running: RunningWorker, client: GenerationClient
 ) -> None:
@@ -178,24 +194,42 @@ async def test_a_worker_without_a_scheduler_can_be_stopped(scheduler: SchedulerH
     assert await running.exit_status() == 1
 
 
-async def test_the_metrics_page_tells_the_load(scheduler: SchedulerHost) -> None:
+async def metrics_page(address: str) -> str:
+    async with aiohttp.ClientSession() as http, http.get(f"http://{address}/metrics") as response:
+        return await response.text()
+
+
+async def test_the_metrics_page_tells_the_load_and_how_requests_ended(scheduler: SchedulerHost) -> None:
     with capture_logs() as logs:
         worker = RunningWorker(scheduler)
         await scheduler.state.happened.until(lambda: scheduler.endpoint("w0") is not None)
     [ready] = [line for line in logs if line["event"] == "ready"]
     client = GenerationClient(address_of(scheduler))
+    good, bad = client.begin(ask()), client.begin(ask())
+    (await worker.engine.next()).answer("Hi")
+    (await worker.engine.next()).fail(EngineFailed("No."))
+    await all_events(good)
+    await failure_of(bad)
+    worker.engine.measured = EngineLoad(faults={"truncated": 2})
+    page = await metrics_page(ready["metrics"])
+    for line in (
+        'lb_worker_requests_total{reason="OK"} 1.0',
+        'lb_worker_requests_total{reason="ENGINE_FAILED"} 1.0',
+        'lb_worker_engine_faults_total{kind="truncated"} 2.0',
+        "lb_worker_engine_ready 1.0",
+        "lb_worker_output_tokens_total 1.0",
+    ):
+        assert line in page
     client.begin(ask())
     (await worker.engine.next()).start(prompt_tokens=10, cached_tokens=4)
-    async with aiohttp.ClientSession() as http, http.get(f"http://{ready['metrics']}/metrics") as response:
-        page = await response.text()
+    page = await metrics_page(ready["metrics"])
     for line in (
         "lb_worker_running_requests 1.0",
         "lb_worker_queued_requests 0.0",
         "lb_worker_queued_prompt_tokens 6.0",
         "lb_worker_tokens_in_flight 10.0",
-        "lb_worker_prompt_tokens_total 10.0",
+        "lb_worker_prompt_tokens_total 20.0",
         "lb_worker_cached_prompt_tokens_total 4.0",
-        "lb_worker_output_tokens_total 0.0",
     ):
         assert line in page
     await client.close()

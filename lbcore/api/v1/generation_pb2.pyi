@@ -21,7 +21,7 @@ FINISH_REASON_TOOL_CALLS: FinishReason
 FINISH_REASON_CONTENT_FILTER: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "ticket", "timeout_ms", "priority", "chat_completion_json", "completion_json", "typed")
+    __slots__ = ("request_id", "ticket", "timeout_ms", "priority", "chat_completion_json", "completion_json", "typed", "embedding_json")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class GenerateRequest(_message.Message):
     CHAT_COMPLETION_JSON_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_JSON_FIELD_NUMBER: _ClassVar[int]
     TYPED_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_JSON_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     ticket: int
     timeout_ms: int
@@ -36,7 +37,8 @@ class GenerateRequest(_message.Message):
     chat_completion_json: bytes
     completion_json: bytes
     typed: TypedInput
-    def __init__(self, request_id: _Optional[str] = ..., ticket: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., priority: _Optional[int] = ..., chat_completion_json: _Optional[bytes] = ..., completion_json: _Optional[bytes] = ..., typed: _Optional[_Union[TypedInput, _Mapping]] = ...) -> None: ...
+    embedding_json: bytes
+    def __init__(self, request_id: _Optional[str] = ..., ticket: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., priority: _Optional[int] = ..., chat_completion_json: _Optional[bytes] = ..., completion_json: _Optional[bytes] = ..., typed: _Optional[_Union[TypedInput, _Mapping]] = ..., embedding_json: _Optional[bytes] = ...) -> None: ...
 
 class TypedInput(_message.Message):
     __slots__ = ("model", "text", "token_ids", "conversation", "sampling")
@@ -91,14 +93,16 @@ class Sampling(_message.Message):
     def __init__(self, max_token_count: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., choice_count: _Optional[int] = ..., ignore_eos: bool = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "delta", "finished")
+    __slots__ = ("started", "delta", "finished", "embedding")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     started: Started
     delta: Delta
     finished: Finished
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    embedding: Embedding
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("prompt_token_count", "cached_token_count")
@@ -160,6 +164,14 @@ class TopLogprob(_message.Message):
     token_bytes: bytes
     def __init__(self, token: _Optional[str] = ..., logprob: _Optional[float] = ..., token_bytes: _Optional[bytes] = ...) -> None: ...
 
+class Embedding(_message.Message):
+    __slots__ = ("index", "values")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    values: bytes
+    def __init__(self, index: _Optional[int] = ..., values: _Optional[bytes] = ...) -> None: ...
+
 class Finished(_message.Message):
     __slots__ = ("prompt_token_count", "cached_token_count", "output_token_count")
     PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -193,18 +205,20 @@ class GenerateStreamResponse(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[CallEvent, _Mapping]]] = ...) -> None: ...
 
 class CallEvent(_message.Message):
-    __slots__ = ("call_id", "started", "delta", "finished", "failure")
+    __slots__ = ("call_id", "started", "delta", "finished", "failure", "embedding")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     started: Started
     delta: Delta
     finished: Finished
     failure: _failure_pb2.Failure
-    def __init__(self, call_id: _Optional[int] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failure: _Optional[_Union[_failure_pb2.Failure, _Mapping]] = ...) -> None: ...
+    embedding: Embedding
+    def __init__(self, call_id: _Optional[int] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failure: _Optional[_Union[_failure_pb2.Failure, _Mapping]] = ..., embedding: _Optional[_Union[Embedding, _Mapping]] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_id",)

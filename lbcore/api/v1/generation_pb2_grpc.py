@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub(object):
-    """What a worker does: generate. Callers first ask RoutingService.Route which worker to call.
+    """What a worker does: generate, and embed. Callers first ask RoutingService.Route which worker to call.
     """
 
     def __init__(self, channel):
@@ -53,11 +53,11 @@ class GenerationServiceStub(object):
 
 
 class GenerationServiceServicer(object):
-    """What a worker does: generate. Callers first ask RoutingService.Route which worker to call.
+    """What a worker does: generate, and embed. Callers first ask RoutingService.Route which worker to call.
     """
 
     def Generate(self, request, context):
-        """One request in, its events out: started, deltas, finished. Cancelling the call stops the engine.
+        """One request in, its events out: started, deltas or embeddings, finished. Cancelling the call stops the engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +104,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
-    """What a worker does: generate. Callers first ask RoutingService.Route which worker to call.
+    """What a worker does: generate, and embed. Callers first ask RoutingService.Route which worker to call.
     """
 
     @staticmethod

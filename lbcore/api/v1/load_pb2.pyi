@@ -16,7 +16,7 @@ TICKET_PHASE_ACCEPTED: TicketPhase
 TICKET_PHASE_FINISHED: TicketPhase
 
 class LoadReport(_message.Message):
-    __slots__ = ("sequence", "queued_request_count", "running_request_count", "queued_prompt_token_count", "tokens_in_flight_count", "kv_used_block_count", "kv_cached_block_count", "prefill_tokens_per_s", "step_time_ms", "ticket_updates", "cached_prompt_token_total", "prompt_token_total", "output_token_total")
+    __slots__ = ("sequence", "queued_request_count", "running_request_count", "queued_prompt_token_count", "tokens_in_flight_count", "kv_used_block_count", "kv_cached_block_count", "prefill_tokens_per_s", "step_time_ms", "ticket_updates", "cached_prompt_token_total", "prompt_token_total", "output_token_total", "unready")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUEST_COUNT_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUEST_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class LoadReport(_message.Message):
     CACHED_PROMPT_TOKEN_TOTAL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_TOTAL_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    UNREADY_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     queued_request_count: int
     running_request_count: int
@@ -43,7 +44,8 @@ class LoadReport(_message.Message):
     cached_prompt_token_total: int
     prompt_token_total: int
     output_token_total: int
-    def __init__(self, sequence: _Optional[int] = ..., queued_request_count: _Optional[int] = ..., running_request_count: _Optional[int] = ..., queued_prompt_token_count: _Optional[int] = ..., tokens_in_flight_count: _Optional[int] = ..., kv_used_block_count: _Optional[int] = ..., kv_cached_block_count: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., step_time_ms: _Optional[float] = ..., ticket_updates: _Optional[_Iterable[_Union[TicketUpdate, _Mapping]]] = ..., cached_prompt_token_total: _Optional[int] = ..., prompt_token_total: _Optional[int] = ..., output_token_total: _Optional[int] = ...) -> None: ...
+    unready: bool
+    def __init__(self, sequence: _Optional[int] = ..., queued_request_count: _Optional[int] = ..., running_request_count: _Optional[int] = ..., queued_prompt_token_count: _Optional[int] = ..., tokens_in_flight_count: _Optional[int] = ..., kv_used_block_count: _Optional[int] = ..., kv_cached_block_count: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., step_time_ms: _Optional[float] = ..., ticket_updates: _Optional[_Iterable[_Union[TicketUpdate, _Mapping]]] = ..., cached_prompt_token_total: _Optional[int] = ..., prompt_token_total: _Optional[int] = ..., output_token_total: _Optional[int] = ..., unready: bool = ...) -> None: ...
 
 class TicketUpdate(_message.Message):
     __slots__ = ("ticket", "phase", "prompt_token_count", "cached_token_count", "output_token_count")

@@ -20,6 +20,7 @@ class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WORKER_STATE_READY: _ClassVar[WorkerState]
     WORKER_STATE_DRAINING: _ClassVar[WorkerState]
     WORKER_STATE_SILENT: _ClassVar[WorkerState]
+    WORKER_STATE_UNREADY: _ClassVar[WorkerState]
 WORKER_ROLE_UNSPECIFIED: WorkerRole
 WORKER_ROLE_MIXED: WorkerRole
 WORKER_ROLE_PREFILL: WorkerRole
@@ -28,6 +29,7 @@ WORKER_STATE_UNSPECIFIED: WorkerState
 WORKER_STATE_READY: WorkerState
 WORKER_STATE_DRAINING: WorkerState
 WORKER_STATE_SILENT: WorkerState
+WORKER_STATE_UNREADY: WorkerState
 
 class WorkerSpec(_message.Message):
     __slots__ = ("worker_id", "epoch", "address", "models", "role", "engine", "capacity", "labels", "version")

@@ -11,6 +11,7 @@ from lbcore.errors import EngineFailed, InvalidRequest
 from lbcore.generation import (
     Delta,
     Dialect,
+    Embedding,
     Event,
     Failed,
     Finished,
@@ -41,10 +42,13 @@ def generation_to_proto(request: GenerationRequest) -> generation_pb2.GenerateRe
         timeout_ms=milliseconds(request.timeout_s),
         priority=request.priority,
     )
-    if request.dialect is Dialect.CHAT:
-        message.chat_completion_json = request.body
-    else:
-        message.completion_json = request.body
+    match request.dialect:
+        case Dialect.CHAT:
+            message.chat_completion_json = request.body
+        case Dialect.COMPLETION:
+            message.completion_json = request.body
+        case Dialect.EMBEDDING:
+            message.embedding_json = request.body
     return message
 
 
@@ -59,6 +63,8 @@ def generation_from_proto(message: generation_pb2.GenerateRequest) -> Generation
             dialect, body = Dialect.CHAT, message.chat_completion_json
         case "completion_json":
             dialect, body = Dialect.COMPLETION, message.completion_json
+        case "embedding_json":
+            dialect, body = Dialect.EMBEDDING, message.embedding_json
         case "typed":
             dialect, body = _body_of_typed(message.typed)
         case _:
@@ -113,13 +119,15 @@ def _json_number(value: object, param: str) -> object:
     return float(f"{value:.7g}")
 
 
-def response_from_event(event: Started | Delta | Finished) -> generation_pb2.GenerateResponse:
+def response_from_event(event: Started | Delta | Embedding | Finished) -> generation_pb2.GenerateResponse:
     """An event as a message of Generate."""
     match event:
         case Delta():
             return generation_pb2.GenerateResponse(delta=_delta_to_proto(event))
         case Started():
             return generation_pb2.GenerateResponse(started=_started_to_proto(event))
+        case Embedding():
+            return generation_pb2.GenerateResponse(embedding=_embedding_to_proto(event))
         case Finished():
             return generation_pb2.GenerateResponse(finished=_finished_to_proto(event))
 
@@ -136,6 +144,8 @@ def call_event(call_id: int, event: Event) -> generation_pb2.CallEvent:
                 return generation_pb2.CallEvent(call_id=call_id, delta=_delta_to_proto(event))
             case Started():
                 return generation_pb2.CallEvent(call_id=call_id, started=_started_to_proto(event))
+            case Embedding():
+                return generation_pb2.CallEvent(call_id=call_id, embedding=_embedding_to_proto(event))
             case Finished():
                 return generation_pb2.CallEvent(call_id=call_id, finished=_finished_to_proto(event))
             case Failed():
@@ -155,6 +165,8 @@ def event_from_proto(message: generation_pb2.CallEvent | generation_pb2.Generate
     if kind == "finished":
         finished = message.finished
         return Finished(finished.prompt_token_count, finished.cached_token_count, finished.output_token_count)
+    if kind == "embedding":
+        return Embedding(message.embedding.index, message.embedding.values)
     if kind == "failure" and isinstance(message, generation_pb2.CallEvent):
         return Failed(error_from_failure(message.failure))
     return None
@@ -162,6 +174,10 @@ def event_from_proto(message: generation_pb2.CallEvent | generation_pb2.Generate
 
 def _started_to_proto(event: Started) -> generation_pb2.Started:
     return generation_pb2.Started(prompt_token_count=event.prompt_tokens, cached_token_count=event.cached_tokens)
+
+
+def _embedding_to_proto(event: Embedding) -> generation_pb2.Embedding:
+    return generation_pb2.Embedding(index=event.index, values=event.values)
 
 
 def _finished_to_proto(event: Finished) -> generation_pb2.Finished:

@@ -32,6 +32,7 @@ _STATES = {
     EndpointState.READY: worker_pb2.WORKER_STATE_READY,
     EndpointState.DRAINING: worker_pb2.WORKER_STATE_DRAINING,
     EndpointState.SILENT: worker_pb2.WORKER_STATE_SILENT,
+    EndpointState.UNREADY: worker_pb2.WORKER_STATE_UNREADY,
 }
 _STATES_BACK = {number: state for state, number in _STATES.items()}
 _PHASES = {
@@ -134,6 +135,7 @@ def load_to_proto(report: LoadReport) -> load_pb2.LoadReport:
         cached_prompt_token_total=report.cached_prompt_token_total,
         prompt_token_total=report.prompt_token_total,
         output_token_total=report.output_token_total,
+        unready=report.unready,
     )
 
 
@@ -163,6 +165,7 @@ def load_from_proto(message: load_pb2.LoadReport) -> LoadReport:
         cached_prompt_token_total=message.cached_prompt_token_total,
         prompt_token_total=message.prompt_token_total,
         output_token_total=message.output_token_total,
+        unready=message.unready,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.prompt import chat_prompt, completion_prompt
+from gateway.prompt import chat_prompt, completion_prompt, embedding_inputs
 from lbcore.errors import InvalidRequest
 
 HI = {"role": "user", "content": "Hi"}
@@ -173,5 +173,34 @@ def test_bad_messages_are_refused_by_name(message: dict[str, object], param: str
 def test_bad_prompts_are_refused_by_name(prompt: object, param: str, code: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         completion_prompt(prompt)
+    assert (caught.value.param, caught.value.code) == (param, code)
+    assert f"'{param}'" in caught.value.message
+
+
+@pytest.mark.parametrize("prompt", ["Hi", ["Hi", "ho"], [1, 2], [[1, 2], [3]]])
+def test_what_is_embedded_is_the_bytes_that_a_prompt_of_it_would_be(prompt: object) -> None:
+    assert embedding_inputs(prompt) == completion_prompt(prompt)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "param", "code"),
+    [
+        (5, "input", "invalid_type"),
+        ({}, "input", "invalid_type"),
+        ([], "input", "empty_array"),
+        ("", "input", "empty_string"),
+        (["a", ""], "input[1]", "empty_string"),
+        (None, "input", "missing_required_parameter"),
+        (["a", 5], "input[1]", "invalid_type"),
+        ([1, "a"], "input[1]", "invalid_type"),
+        ([-1], "input", "invalid_value"),
+        ([[1], []], "input[1]", "empty_array"),
+        ([[1], "a"], "input[1]", "invalid_type"),
+        (["a"] * 2049, "input", "array_above_max_length"),
+    ],
+)
+def test_bad_inputs_are_refused_by_name(inputs: object, param: str, code: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        embedding_inputs(inputs)
     assert (caught.value.param, caught.value.code) == (param, code)
     assert f"'{param}'" in caught.value.message

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.prompt import MAX_INPUTS
 from gateway.schema import _RULES, MAX_CHOICES, OpenAIRequest, parse
 from gateway.shapes import MAX_STOPS
 from lbcore.errors import InvalidRequest
@@ -28,6 +29,10 @@ def chat(**fields: object) -> OpenAIRequest:
 
 def completion(**fields: object) -> OpenAIRequest:
     return parse(Dialect.COMPLETION, body(**{"model": "demo", "prompt": "Hi", **fields}))
+
+
+def embedding(**fields: object) -> OpenAIRequest:
+    return parse(Dialect.EMBEDDING, body(**{"model": "demo", "input": "Hi", **fields}))
 
 
 def refusal_of(dialect: Dialect, raw: bytes) -> InvalidRequest:
@@ -59,6 +64,7 @@ def test_the_facts_of_a_small_chat() -> None:
         has_logprobs=False,
         has_tools=False,
         is_guided=False,
+        is_base64=False,
     )
     assert request.body is raw
 
@@ -71,6 +77,29 @@ def test_the_facts_of_a_small_completion() -> None:
         b"Hi",
         1,
     )
+
+
+def test_the_facts_of_a_small_embedding() -> None:
+    request = embedding()
+    assert (request.dialect, request.model, request.prompt, request.choice_count, request.stream) == (
+        Dialect.EMBEDDING,
+        "demo",
+        b"Hi",
+        1,
+        False,
+    )
+    assert not request.is_base64
+
+
+def test_the_facts_of_a_full_embedding() -> None:
+    request = embedding(input=["one", "two", "three"], encoding_format="base64", dimensions=256, user="ada")
+    assert (request.choice_count, request.is_base64) == (3, True)
+    assert (request.user, request.session_id) == ("ada", "ada")
+
+
+def test_what_is_embedded_is_long_but_has_no_prefix() -> None:
+    assert (len(embedding(input="x" * 1000).prompt), embedding(input="x" * 1000).prefix) == (1000, b"")
+    assert completion(prompt="x" * 1000).prefix == b"x" * 1000
 
 
 def test_the_facts_of_a_full_chat() -> None:
@@ -153,10 +182,14 @@ def test_a_completion_asks_for_logprobs_by_number(logprobs: int) -> None:
 
 
 def test_null_means_absent() -> None:
-    for dialect, absent, prompt in ((Dialect.CHAT, chat(), "messages"), (Dialect.COMPLETION, completion(), "prompt")):
+    for dialect, read, prompt in (
+        (Dialect.CHAT, chat, "messages"),
+        (Dialect.COMPLETION, completion, "prompt"),
+        (Dialect.EMBEDDING, embedding, "input"),
+    ):
         nulls = dict.fromkeys(set(_RULES[dialect]) - {"model", prompt})
-        request = chat(**nulls) if dialect is Dialect.CHAT else completion(**nulls)
-        assert dataclasses.replace(request, body=absent.body) == absent
+        absent = read()
+        assert dataclasses.replace(read(**nulls), body=absent.body) == absent
 
 
 def test_unknown_fields_and_doubled_keys_pass() -> None:
@@ -200,6 +233,21 @@ def test_good_fields_of_a_chat_are_taken(fields: dict[str, object]) -> None:
 )
 def test_good_fields_of_a_completion_are_taken(fields: dict[str, object]) -> None:
     assert completion(**fields).model == "demo"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input": ["a"] * MAX_INPUTS},
+        {"input": [[1, 2], [3]]},
+        {"input": [1, 2, 3]},
+        {"encoding_format": "float", "dimensions": 1},
+        {"stream": False},
+        {"truncate_prompt_tokens": 5, "input_type": "query", "priority": {"x": 1}},
+    ],
+)
+def test_good_fields_of_an_embedding_are_taken(fields: dict[str, object]) -> None:
+    assert embedding(**fields).model == "demo"
 
 
 # What is refused
@@ -308,6 +356,23 @@ BAD_COMPLETION_FIELDS: list[tuple[dict[str, object], str, str]] = [
 ]
 
 
+BAD_EMBEDDING_FIELDS: list[tuple[dict[str, object], str, str]] = [
+    ({"model": 5}, "model", "invalid_type"),
+    ({"model": ""}, "model", "missing_required_parameter"),
+    ({"input": None}, "input", "missing_required_parameter"),
+    ({"input": ["a"] * (MAX_INPUTS + 1)}, "input", "array_above_max_length"),
+    ({"encoding_format": "bytes"}, "encoding_format", "invalid_value"),
+    ({"encoding_format": 5}, "encoding_format", "invalid_type"),
+    ({"dimensions": 0}, "dimensions", "integer_below_min_value"),
+    ({"dimensions": 1.5}, "dimensions", "invalid_type"),
+    ({"dimensions": "64"}, "dimensions", "invalid_type"),
+    ({"stream": True}, "stream", "unknown_parameter"),
+    ({"stream": "no"}, "stream", "invalid_type"),
+    ({"user": 5}, "user", "invalid_type"),
+    ({"extra": DEEP}, "extra", "invalid_value"),
+]
+
+
 @pytest.mark.parametrize(("fields", "param", "code"), BAD_CHAT_FIELDS)
 def test_bad_fields_of_a_chat_are_refused_by_name(fields: dict[str, object], param: str, code: str) -> None:
     error = refusal_of(Dialect.CHAT, body(**{"model": "demo", "messages": [HI], **fields}))
@@ -318,6 +383,13 @@ def test_bad_fields_of_a_chat_are_refused_by_name(fields: dict[str, object], par
 @pytest.mark.parametrize(("fields", "param", "code"), BAD_COMPLETION_FIELDS)
 def test_bad_fields_of_a_completion_are_refused_by_name(fields: dict[str, object], param: str, code: str) -> None:
     error = refusal_of(Dialect.COMPLETION, body(**{"model": "demo", "prompt": "Hi", **fields}))
+    assert (error.param, error.code) == (param, code)
+    assert param in error.message
+
+
+@pytest.mark.parametrize(("fields", "param", "code"), BAD_EMBEDDING_FIELDS)
+def test_bad_fields_of_an_embedding_are_refused_by_name(fields: dict[str, object], param: str, code: str) -> None:
+    error = refusal_of(Dialect.EMBEDDING, body(**{"model": "demo", "input": "Hi", **fields}))
     assert (error.param, error.code) == (param, code)
     assert param in error.message
 
@@ -441,7 +513,7 @@ def test_any_bytes(dialect: Dialect, raw: bytes) -> None:
 @given(data=st.data())
 def test_any_json_in_any_field(dialect: Dialect, data: st.DataObject) -> None:
     names = st.sampled_from(sorted(_RULES[dialect]))
-    good: dict[str, object] = {"model": "demo", "messages": [HI], "prompt": "Hi"}
+    good: dict[str, object] = {"model": "demo", "messages": [HI], "prompt": "Hi", "input": "Hi"}
     fields = {**good, **data.draw(st.dictionaries(names, VALUES, max_size=3))}
     survives(dialect, json.dumps(fields).encode())
 

@@ -18,6 +18,7 @@ from lbcore.errors import EngineFailed, InvalidRequest, Saturated
 from lbcore.generation import (
     Delta,
     Dialect,
+    Embedding,
     Event,
     Failed,
     Finished,
@@ -144,7 +145,8 @@ deltas = st.builds(
     logprobs=st.lists(logprobs, max_size=2).map(tuple),
     finish_reason=st.none() | st.sampled_from(FinishReason),
 )
-good_events = st.one_of(st.builds(Started, U32, U32), deltas, st.builds(Finished, U32, U32, U32))
+embeddings = st.builds(Embedding, U32, st.binary(max_size=12))
+good_events = st.one_of(st.builds(Started, U32, U32), deltas, embeddings, st.builds(Finished, U32, U32, U32))
 
 
 @given(specs)
@@ -180,7 +182,7 @@ def test_a_request_survives_and_its_body_byte_for_byte(request: GenerationReques
 
 
 @given(good_events)
-def test_an_event_survives_both_ways_of_travelling(event: Started | Delta | Finished) -> None:
+def test_an_event_survives_both_ways_of_travelling(event: Started | Delta | Embedding | Finished) -> None:
     assert convert.event_from_proto(convert.response_from_event(event)) == event
     assert convert.event_from_proto(convert.call_event(7, event)) == event
 

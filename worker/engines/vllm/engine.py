@@ -178,6 +178,9 @@ class VllmEngine:
                     call.told = True
                     call.sequences -= 1
             call.emit(event)
+            if call.error is not None:
+                # Whoever was told may have stopped the request; the task is cancelled only where it waits.
+                raise call.error
         raise EngineFailed("vLLM broke off the answer.")
 
     def _ended(self, request_id: str, call: _Call) -> None:

@@ -21,6 +21,8 @@ _TOO_LONG = re.compile(r"maximum\s+context\s+length|max_model_len")
 _DETAILS = re.compile(r" \((?:parameter|value)=.*\)$", re.DOTALL)
 """What vLLM adds of its own internals, the offending value among them, which may be the client's text."""
 _FIELD_FIRST = re.compile(r"^`?([a-z_]+)`? (?:must|cannot|is|should|has)\b")
+_NAMED = re.compile(r"\b(dimensions) must\b")
+"""A field that a sentence names in its middle."""
 _TOOL_CHOICE = re.compile(r"tool[ _]choice")
 _INTERNAL = ("input_tokens", "input_text")
 """Names that vLLM gives for a prompt that no client knows by them."""
@@ -66,7 +68,7 @@ def _param(param: str | None, message: str, prompt_field: str) -> str | None:
         return prompt_field
     if _TOOL_CHOICE.search(message):
         return "tool_choice"
-    field = _FIELD_FIRST.match(message)
+    field = _FIELD_FIRST.match(message) or _NAMED.search(message)
     return param or (field[1] if field else None)
 
 

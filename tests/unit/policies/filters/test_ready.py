@@ -20,5 +20,6 @@ def test_silent_ones_are_better_than_nobody() -> None:
     assert Ready().keep(REQUEST, [SILENT, DRAINING]) == [SILENT]
 
 
-def test_nobody_is_better_than_a_draining_one() -> None:
-    assert Ready().keep(REQUEST, [DRAINING]) == []
+def test_nobody_is_better_than_a_draining_one_or_one_whose_engine_is_away() -> None:
+    unready = endpoint("d", state=EndpointState.UNREADY)
+    assert Ready().keep(REQUEST, [DRAINING, unready]) == []

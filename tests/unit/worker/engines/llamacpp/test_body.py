@@ -206,6 +206,12 @@ def test_a_field_that_asks_for_nothing_is_not_refused(field: str) -> None:
     assert chat(**{field: None})
 
 
+def test_what_is_to_be_embedded_is_refused_by_the_model_s_name() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read(Dialect.EMBEDDING, b'{"input": "Hi"}')
+    assert caught.value.param == "model"
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"7", b'"x"', b"\xff", b'{"messages": NaN}'])
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     for dialect in Dialect:

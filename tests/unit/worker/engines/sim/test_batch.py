@@ -120,7 +120,7 @@ Action = Add | Abort | Steps
 
 ACTIONS = st.lists(
     st.one_of(
-        st.builds(Add, st.integers(0, 2), st.integers(1, 24), st.integers(1, 20), st.integers(0, 44)),
+        st.builds(Add, st.integers(0, 2), st.integers(1, 24), st.integers(0, 20), st.integers(0, 44)),
         st.builds(Abort, st.integers(0, 30)),
         st.builds(Steps, st.integers(1, 6)),
     ),
@@ -159,7 +159,8 @@ def test_every_sequence_ends_once_and_nothing_is_left(
     assert len(run.finished) == len(set(run.finished))
     assert set(run.finished) == added.keys() - aborted
     for key in run.finished:
-        assert run.tokens[key] == added[key].output_tokens
+        # What ends without a token is heard of once all the same.
+        assert run.tokens[key] == max(1, added[key].output_tokens)
         assert run.started[key] < added[key].prompt_tokens
     assert_empty(batch)
     audit(batch)
@@ -394,6 +395,27 @@ def test_the_decoding_view_forgets_an_aborted_sequence() -> None:
     assert set(outcome.decoding) == {1}
 
 
+def test_a_sequence_without_output_ends_with_its_prompt_and_never_decodes() -> None:
+    run = Run(make(token_budget=16))
+    run.batch.add(0, 40, 0)
+    run.batch.add(1, 8, 0)
+    run.step()
+    assert run.batch.load().tokens_in_flight == 48
+    outcomes = [run.step(), run.step()]
+    assert [outcome.decode_tokens for outcome in outcomes] == [0, 0]
+    assert run.finished == [0, 1]
+    assert run.first_token_ms == {}
+    assert run.duration_ms == pytest.approx(3 * 10.0 + 48)
+    assert_empty(run.batch)
+    audit(run.batch)
+
+
+def test_a_sequence_without_output_may_fill_the_whole_cache() -> None:
+    run = Run(make(kv_blocks=4, token_budget=16))
+    run.batch.add(0, 16, 0)
+    assert run.drain().finished == [0]
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 4], ids=["waiting", "in prefill", "chunked twice", "decoding"])
 def test_an_aborted_sequence_frees_everything(steps: int) -> None:
     run = Run(make(token_budget=16))
@@ -411,7 +433,7 @@ def test_an_unknown_sequence_cannot_be_aborted() -> None:
     assert not make().abort(5)
 
 
-@pytest.mark.parametrize(("prompt_tokens", "output_tokens"), [(0, 1), (1, 0), (200, 57)])
+@pytest.mark.parametrize(("prompt_tokens", "output_tokens"), [(0, 1), (1, -1), (200, 57)])
 def test_a_sequence_that_could_never_run_is_refused(prompt_tokens: int, output_tokens: int) -> None:
     with pytest.raises(ValueError, match="token"):
         make(kv_blocks=64).add(0, prompt_tokens, output_tokens)

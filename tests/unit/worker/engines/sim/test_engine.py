@@ -11,8 +11,15 @@ import orjson
 import pytest
 
 from lbcore.config import load as load_options
-from lbcore.errors import ConfigError, EngineFailed, InvalidRequest, StreamInterrupted, WorkerUnreachable
-from lbcore.generation import Delta, Dialect, Event, Failed, Finished, GenerationRequest, Started
+from lbcore.errors import (
+    ConfigError,
+    ContextLengthExceeded,
+    EngineFailed,
+    InvalidRequest,
+    StreamInterrupted,
+    WorkerUnreachable,
+)
+from lbcore.generation import Delta, Dialect, Embedding, Event, Failed, Finished, GenerationRequest, Started
 from tests.fakes import ManualClock, settle
 from worker.engine import EngineInfo
 from worker.engines.sim.engine import MAX_LAG_S, SimEngine, SimOptions
@@ -31,6 +38,10 @@ async def started(options: SimOptions, clock: ManualClock) -> AsyncIterator[SimE
 
 def ask(prompt: object = "abcd", request_id: str = "r", /, **fields: object) -> GenerationRequest:
     return GenerationRequest(request_id, Dialect.COMPLETION, orjson.dumps({"prompt": prompt, **fields}))
+
+
+def embed(given: object = "abcd", request_id: str = "r", /, **fields: object) -> GenerationRequest:
+    return GenerationRequest(request_id, Dialect.EMBEDDING, orjson.dumps({"input": given, **fields}))
 
 
 def ignore(event: Event) -> None:
@@ -219,6 +230,69 @@ async def test_closing_tells_who_may_be_tried_elsewhere() -> None:
     assert isinstance(answered[-1].error, StreamInterrupted)
     assert isinstance(waiting[-1], Failed)
     assert isinstance(waiting[-1].error, WorkerUnreachable)
+
+
+async def test_vectors_take_the_time_of_their_prompts_and_no_more() -> None:
+    clock = ManualClock(now=0.0)
+    async with started(OPTIONS, clock) as engine:
+        events: list[Event] = []
+        engine.submit(embed(["x" * 40, "y" * 80]), events.append)
+        await clock.elapse(0.039)
+        assert events == [Started(30, 0)]
+        await clock.elapse(0.002)
+        assert [type(event) for event in events] == [Started, Embedding, Embedding, Finished]
+        assert events[-1] == Finished(30, 0, 0)
+
+
+async def test_vectors_come_one_after_the_other_as_prompts_are_computed() -> None:
+    clock = ManualClock(now=0.0)
+    options = SimOptions(step_ms=10.0, prefill_tokens_per_s=1000.0, token_budget=64, embedding_size=3)
+    async with started(options, clock) as engine:
+        events: list[Event] = []
+        engine.submit(embed([f"{number}" * 160 for number in range(4)]), events.append)
+        await clock.elapse(0.080)
+        assert [event.index for event in events if isinstance(event, Embedding)] == [0]
+        await clock.elapse(1.0)
+        vectors = [event for event in events if isinstance(event, Embedding)]
+        assert [(event.index, len(event.vector)) for event in vectors] == [(index, 3) for index in range(4)]
+
+
+async def test_nothing_of_what_was_embedded_stays_in_the_cache() -> None:
+    async with started(SimOptions(step_ms=0), ManualClock()) as engine:
+        for _ in range(2):
+            events: list[Event] = []
+            engine.submit(embed("x" * 4000), events.append)
+            await settle(50)
+            assert events[-1] == Finished(1000, 0, 0)
+        assert engine.load().kv_cached_blocks == engine.load().kv_used_blocks == 0
+
+
+async def test_an_input_may_fill_the_context_and_no_more() -> None:
+    async with started(SimOptions(step_ms=0, kv_blocks=10, block_size=16), ManualClock()) as engine:
+        fits: list[Event] = []
+        engine.submit(embed("x" * 640), fits.append)
+        beyond: list[Event] = []
+        engine.submit(embed(["a", "x" * 644], "beyond"), beyond.append)
+        await settle(50)
+        assert fits[-1] == Finished(160, 0, 0)
+        [failed] = beyond
+        assert isinstance(failed, Failed)
+        assert isinstance(failed.error, ContextLengthExceeded)
+        assert failed.error.param == "input"
+        assert failed.error.message == "The context is 160 tokens; the input at 1 has 161."
+
+
+async def test_closing_leaves_half_embedded_inputs_to_another_engine() -> None:
+    clock = ManualClock(now=0.0)
+    engine = SimEngine(SimOptions(step_ms=10.0, prefill_tokens_per_s=1000.0, token_budget=64), clock)
+    await engine.start()
+    events: list[Event] = []
+    engine.submit(embed(["x" * 160] * 4), events.append)
+    await clock.elapse(0.080)
+    await engine.close()
+    assert any(isinstance(event, Embedding) for event in events)
+    assert isinstance(events[-1], Failed)
+    assert isinstance(events[-1].error, WorkerUnreachable)
 
 
 class BrokenClock(ManualClock):

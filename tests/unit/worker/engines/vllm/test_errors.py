@@ -45,6 +45,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_vllms_numbers() -> None:
         ("your prompt is empty", "input_text", "messages"),
         ('tool_choice="required" requires --tool-call-parser to be set', None, "tool_choice"),
         ('"auto" tool choice requires --enable-auto-tool-choice', None, "tool_choice"),
+        ("Model does not support this; dimensions must be unset.", None, "dimensions"),
         ("Something else.", None, None),
     ],
 )

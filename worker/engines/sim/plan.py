@@ -1,0 +1,86 @@
+"""What a request makes the simulated engine compute: its sequences, and what each of them answers.
+
+Pure, but for the clock that stamps tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lbcore.errors import ContextLengthExceeded, InvalidRequest
+from lbcore.generation import Delta, Dialect, Embedding, FinishReason, GenerationRequest
+from worker.engines.sim.answer import deltas, draw_answer, draw_length, stamped_deltas
+from worker.engines.sim.body import Ask, Prompt, read_body
+from worker.engines.sim.embedding import draw_embedding, read_embedding_body
+
+Output = Iterator[Delta | Embedding]
+"""A delta for each output token of a sequence, or the one vector of its prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPrompt:
+    """A prompt, and the sequences that begin with it."""
+
+    prompt: Prompt
+    is_cached: bool
+    """Whether its blocks are looked for in the cache, and left there."""
+    answers: list[tuple[int, Output]]
+    """For each sequence its output tokens and its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes plans under the options of one engine; `SimOptions` says what they mean."""
+
+    context_length: int
+    seed: int
+    stamp: bool
+    embedding_size: int
+
+    def plan(self, request: GenerationRequest) -> list[PlannedPrompt]:
+        """Raises InvalidRequest for what is no such body or does not fit the context."""
+        if request.dialect is Dialect.EMBEDDING:
+            return self._embeddings(request)
+        ask = read_body(request)
+        return [PlannedPrompt(prompt, True, self._answers(ask, index)) for index, prompt in enumerate(ask.prompts)]
+
+    def _embeddings(self, request: GenerationRequest) -> list[PlannedPrompt]:
+        ask = read_embedding_body(request, self.embedding_size)
+        planned = []
+        for index, prompt in enumerate(ask.inputs):
+            if prompt.tokens > self.context_length:
+                message = f"The context is {self.context_length} tokens; the input at {index} has {prompt.tokens}."
+                raise ContextLengthExceeded(message, param="input")
+            output = draw_embedding(index, prompt.answer_key(self.seed, 0), ask.size)
+            planned.append(PlannedPrompt(prompt, False, [(0, output)]))
+        return planned
+
+    def _answers(self, ask: Ask, prompt_index: int) -> list[tuple[int, Output]]:
+        """The number of tokens and the deltas of each choice with one of the prompts."""
+        key = ask.prompts[prompt_index].answer_key(self.seed, ask.seed)
+        length, limited = self._length(ask, ask.prompts[prompt_index].tokens, key)
+        first = prompt_index * ask.choices_per_prompt
+        if self.stamp:
+            for name, asked in (("stop", ask.stop), ("logprobs", ask.top_logprobs is not None)):
+                if asked:
+                    raise InvalidRequest(f"{name} is not supported by a stamping engine.", param=name)
+            reason = FinishReason.LENGTH if limited else FinishReason.STOP
+            choices = range(first, first + ask.choices_per_prompt)
+            return [(length, stamped_deltas(length, choice, reason, time.monotonic_ns)) for choice in choices]
+        drawn = [draw_answer(key, index, length, limited, ask.stop) for index in range(ask.choices_per_prompt)]
+        return [(len(one.tokens), deltas(one, first + index, ask.top_logprobs)) for index, one in enumerate(drawn)]
+
+    def _length(self, ask: Ask, prompt_tokens: int, key: bytes) -> tuple[int, bool]:
+        """Tokens that each choice may have, and whether that is a limit rather than the answer's natural end."""
+        limit, asked = self.context_length, ask.max_tokens
+        room = limit - prompt_tokens
+        if room < (asked or 1):
+            wish = "leaves no room for an answer" if asked is None else f"{asked} more were asked for"
+            message = f"The context is {limit} tokens; the prompt has {prompt_tokens} and {wish}."
+            raise ContextLengthExceeded(message, param=ask.prompt_field)
+        if asked is not None:
+            return asked, True
+        natural = draw_length(key)
+        return min(natural, room), natural > room

@@ -1,0 +1,59 @@
+"""The engine as vLLM's serving sees it: tells whose prompts go into the engine core, and how long they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from worker.engines.vllm.answer import Prefilled
+from worker.engines.vllm.errors import too_long
+
+Entered = Callable[[int, int], None]
+"""Called when a prompt is handed to the engine core, with its tokens and its sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What of a request cannot travel through vLLM's serving."""
+
+    entered: Entered
+    prefilled: Prefilled
+    prompt_field: str
+    copies: int = 1
+    """Choices that each sequence stands for."""
+    max_tokens: int | None = None
+    """The client's own limit on each choice."""
+
+
+passage: ContextVar[Passage] = ContextVar("passage")
+"""That of the request that the running task serves."""
+
+
+class Tap:
+    """Stands for AsyncLLM in front of vLLM's serving."""
+
+    def __init__(self, engine: Any) -> None:
+        from vllm.renderers.inputs.preprocess import extract_prompt_len
+
+        self._engine = engine
+        self._prompt_length = extract_prompt_len
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def generate(self, prompt: Any, params: Any, request_id: str, **rest: Any) -> Any:
+        """As AsyncLLM's. Raises ContextLengthExceeded for a prompt that leaves less room than was asked for."""
+        config, request = self._engine.model_config, passage.get()
+        tokens = self._prompt_length(config, prompt)
+        if request.max_tokens is not None and tokens + request.max_tokens > config.max_model_len:
+            # vLLM would make the answer shorter than asked for, and nobody would know why.
+            raise too_long(tokens, request.max_tokens, config.max_model_len, request.prompt_field)
+        request.entered(tokens, params.n)
+        return self._engine.generate(prompt, params, request_id, **rest)
+
+    def encode(self, prompt: Any, **rest: Any) -> Any:
+        """As AsyncLLM's."""
+        passage.get().entered(self._prompt_length(self._engine.model_config, prompt), 1)
+        return self._engine.encode(prompt=prompt, **rest)
