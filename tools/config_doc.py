@@ -25,8 +25,9 @@ variable counts as absent. `--help` shows what stands here, `--version` the vers
 
 A switch is `--flag` and `--no-flag`, and `true` or `false` elsewhere. A list is separated by commas; in the file it may
 be an array. Keys in the file may be written with `-` or `_`. An unknown flag or key is an error, as is an option of an
-engine that was not chosen; environment variables of other names are left alone. `LB_PORT` and the like mean the same to
-each process: what differs between processes on one machine belongs into the environment of each, or into flags.
+engine that was not chosen. Behind `--` stand words for an engine's own command line. Environment variables of other
+names are left alone. `LB_PORT` and the like mean the same to each process: what differs between processes on one
+machine belongs into the environment of each, or into flags.
 
 ```toml
 # lb-worker --config worker.toml
@@ -70,7 +71,8 @@ def _section(process: Process) -> Iterator[str]:
         if group.only_with is not None:
             name, value = group.only_with
             yield f"### With `--{name} {value}`\n"
-            yield f"In the file, under `[{group.prefix}]`.\n"
+            if group.prefix:
+                yield f"In the file, under `[{group.prefix}]`.\n"
         yield "| flag | variable | default | meaning |"
         yield "|---|---|---|---|"
         yield from (_row(one) for one in declarations if one.group is group)
@@ -84,6 +86,8 @@ def _row(option: Declaration) -> str:
     meaning = (
         f"{option.help}: {', '.join(f'`{choice}`' for choice in option.choices)}" if option.choices else option.help
     )
+    also = ", ".join(f"`--{alias}`" for alias in option.facts.aliases)
+    meaning += f"; also {also}" if also else ""
     cells = (f"`{flag}`", f"`{option.env}`", default, meaning)
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 

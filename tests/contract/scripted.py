@@ -94,7 +94,7 @@ class ScriptedServer:
 
     async def start(self) -> None:
         """Listens, at the port it had before if it was there already."""
-        app = web.Application()
+        app = web.Application(client_max_size=2**26)
         app.router.add_post("/v1/{route:.*}", self._generate)
         app.router.add_get("/{route:.*}", self._look)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -200,8 +200,7 @@ async def passing(clock: ManualClock, holds: Callable[[], object]) -> None:
 
 
 def bad_ends(watch: Watch) -> dict[str, int]:
-    assert isinstance(watch.engine, OpenAIEngine)
-    return {str(how): count for how, count in watch.engine.bad_ends.items()}
+    return dict(watch.engine.load().faults)
 
 
 async def cut_after(exchange: Exchange, *data: object) -> None:

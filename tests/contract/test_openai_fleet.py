@@ -78,8 +78,10 @@ async def test_a_server_that_is_gone_gets_nothing_until_it_is_back() -> None:
         await passing(clock, lambda: not any(upstream.is_ready for upstream in watch.engine._upstreams))  # type: ignore[attr-defined]
         answer = await watch.chat("Hello").end()
         assert isinstance(answer.error, WorkerUnreachable)
+        assert watch.engine.load().unready
         await one.start()
         await passing(clock, lambda: first.is_ready)
+        assert not watch.engine.load().unready
         assert (await watch.chat("Hello").end()).finished
         assert len(one.exchanges) == 1
 

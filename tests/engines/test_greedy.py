@@ -1,4 +1,4 @@
-"""One model behind three engines: at temperature 0 they say the same."""
+"""One model behind every engine: at temperature 0 they say the same."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from lbcore.clock import MonotonicClock
 from tests.contract.engines import VLLM_ON_CPU, EngineCase, Feature, Watch
+from tests.contract.upstreams import VllmHttpServer, WithUpstream
 from worker import demo
 from worker.engine import Engine
 from worker.engines.llamacpp.engine import LlamaCppEngine, LlamaCppOptions
@@ -17,6 +18,8 @@ from worker.engines.vllm.engine import VllmEngine, VllmOptions
 ENGINES: dict[str, Callable[[], Engine]] = {
     "llamacpp": lambda: LlamaCppEngine(demo.GGUF_PATH, LlamaCppOptions(), MonotonicClock()),
     "vllm": lambda: VllmEngine(str(demo.HF_PATH), ("m",), VllmOptions(args=VLLM_ON_CPU), MonotonicClock()),
+    # The same vLLM through its own HTTP server.
+    "openai": lambda: WithUpstream(VllmHttpServer(VLLM_ON_CPU)),
     "transformers": lambda: TransformersEngine(str(demo.HF_PATH), TransformersOptions(), MonotonicClock()),
 }
 
