@@ -23,9 +23,9 @@ class System:
     scheduler_metrics: str = ""
     gateway_url: str = ""
 
-    async def start(self, script: str, *args: str) -> Process:
+    async def start(self, script: str, *args: str, env: dict[str, str] | None = None) -> Process:
         """A process that stops with the system."""
-        return await self.stack.enter_async_context(await Process.start(script, *args))
+        return await self.stack.enter_async_context(await Process.start(script, *args, env=env))
 
     async def start_scheduler(self, *args: str) -> Process:
         process = await self.start("lb-scheduler", "--port", "0", "--metrics-port", "0", *args)
@@ -38,9 +38,9 @@ class System:
         self.gateway_url = f"http://{(await process.line('ready'))['http']}"
         return process
 
-    async def start_worker(self, *args: str) -> Process:
+    async def start_worker(self, *args: str, env: dict[str, str] | None = None) -> Process:
         """A worker that the scheduler knows by the time this returns."""
-        process = await self.start("lb-worker", "--scheduler", self.scheduler_address, *args)
+        process = await self.start("lb-worker", "--scheduler", self.scheduler_address, *args, env=env)
         await process.line("registered")
         return process
 

@@ -29,7 +29,7 @@ from lbcore.wire.convert import facts_to_proto, route_from_proto
 from lbcore.wire.status import error_from_rpc
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
-from tests.wire.conftest import LEASE_S, TICKET_S, SchedulerHost, Wire, eventually, soon
+from tests.wire.conftest import LEASE_S, TICKET_S, SchedulerHost, Wire, eventually, fixture, soon
 
 ONE_AT_A_TIME = Capacity(max_sequences=1)
 
@@ -41,9 +41,9 @@ def facts(model: str = MODEL, **more: Any) -> RouteFacts:
 Ask = Callable[[RouteFacts], Awaitable[Route]]
 
 
-@pytest.fixture(params=["Route", "RouteStream"])
-def ask(request: pytest.FixtureRequest, wire: Wire, scheduler: SchedulerHost) -> Ask:
-    """The same question through either door."""
+@fixture(params=["Route", "RouteStream"])
+async def ask(request: pytest.FixtureRequest, wire: Wire, scheduler: SchedulerHost) -> Ask:
+    """The same question through either door; gRPC wants to be asked for channels inside the event loop."""
     if request.param == "RouteStream":
         return wire.routing_client(scheduler).route
     stub = wire.routing_stub(scheduler)
