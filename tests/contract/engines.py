@@ -179,6 +179,14 @@ ENGINES = (
         "openai-cramped", _openai_llamacpp(3, 512), _LLAMACPP_OFFERS, tells_token_ids=False, tells_kv_blocks=False
     ),
     EngineCase(
+        "openai-embeddings",
+        lambda: WithUpstream(LlamaCppHttpServer(embeds=True)),
+        frozenset({Feature.EMBEDDINGS}),
+        tells_token_ids=False,
+        tells_kv_blocks=False,
+        generates=False,
+    ),
+    EngineCase(
         "openai-vllm",
         _openai_vllm(
             "--max-num-seqs 32 --enable-prompt-tokens-details --enable-auto-tool-choice --tool-call-parser hermes"
@@ -186,6 +194,15 @@ ENGINES = (
         frozenset(Feature) - {Feature.SUFFIX, Feature.EMBEDDINGS},
         counts_prompt_first=False,
         shared=True,
+    ),
+    EngineCase(
+        "openai-vllm-embeddings",
+        _openai_vllm("--runner pooling --convert embed"),
+        frozenset({Feature.EMBEDDINGS}),
+        counts_prompt_first=False,
+        generates=False,
+        shared=True,
+        extra="vllm",
     ),
     EngineCase(
         "vllm",

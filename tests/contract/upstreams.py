@@ -20,9 +20,10 @@ KEY = "key-of-the-upstream"
 class LlamaCppHttpServer:
     """llama.cpp's server in this process, as an operator would start it: with a key, metrics and slots."""
 
-    def __init__(self, slots: int = 8, n_ctx: int = 1024) -> None:
+    def __init__(self, slots: int = 8, n_ctx: int = 1024, *, embeds: bool = False) -> None:
         self._slots = slots
         self._n_ctx = n_ctx
+        self._embeds = embeds
         self._native: Any = None
 
     @property
@@ -55,6 +56,10 @@ class LlamaCppHttpServer:
         params.api_keys = [KEY]
         params.ui = False
         params.endpoint_metrics = True
+        if self._embeds:
+            params.embedding = True
+            # With another pooling, inputs of different lengths in one batch spoil each other's vectors in llama.cpp.
+            params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_LAST
         return xllamacpp.Server(params)
 
 

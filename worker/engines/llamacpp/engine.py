@@ -19,12 +19,12 @@ from lbcore.errors import (
     EngineFailed,
     InvalidRequest,
     LoadBalancerError,
-    StreamInterrupted,
     WorkerUnreachable,
 )
 from lbcore.generation import Failed, GenerationRequest
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
+from worker.engines.ends import closed, surprised
 from worker.engines.llamacpp.body import Limits, read_body
 from worker.engines.llamacpp.call import Call
 from worker.engines.llamacpp.gguf import read_gguf
@@ -86,7 +86,7 @@ class LlamaCppEngine:
         except LoadBalancerError as error:
             asyncio.get_running_loop().call_soon(emit, Failed(error))
         except Exception as error:
-            asyncio.get_running_loop().call_soon(emit, Failed(_surprised(error)))
+            asyncio.get_running_loop().call_soon(emit, Failed(surprised(error)))
 
     def abort(self, request_id: str) -> None:
         call = self._calls.get(request_id)
@@ -110,7 +110,7 @@ class LlamaCppEngine:
     async def close(self) -> None:
         self._closed = True
         for call in [*self._calls.values()]:
-            self._stop(call, _closing(call))
+            self._stop(call, closed(bool(call.answer.deltas)))
         # What was left to the event loop comes out, then what llama.cpp has to let go of.
         await asyncio.sleep(0)
         if self._inside:
@@ -161,7 +161,7 @@ class LlamaCppEngine:
             task = asyncio.create_task(connecting)
         except Exception as error:
             connecting.close()
-            asyncio.get_running_loop().call_soon(call.fail, _surprised(error))
+            asyncio.get_running_loop().call_soon(call.fail, surprised(error))
         else:
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
@@ -182,7 +182,7 @@ class LlamaCppEngine:
             call.fail(EngineFailed(f"llama.cpp's server cannot be reached: {error}."))
         except Exception as error:
             # Nobody looks at this task: what it does not tell the request, the request waits for without end.
-            call.fail(_surprised(error))
+            call.fail(surprised(error))
 
     def _heard(self, call: Call) -> None:
         answer = call.answer
@@ -232,14 +232,3 @@ class LlamaCppEngine:
 
 def _blocks(tokens: int) -> int:
     return -(-tokens // KV_BLOCK_SIZE)
-
-
-def _surprised(error: Exception) -> EngineFailed:
-    # Its text may quote the request.
-    return EngineFailed(f"The engine failed on the request with {type(error).__name__}.")
-
-
-def _closing(call: Call) -> LoadBalancerError:
-    if call.answer.deltas:
-        return StreamInterrupted("The engine was closed.")
-    return WorkerUnreachable("The engine was closed.")

@@ -15,14 +15,24 @@ from worker.engines import fields
 from worker.engines.openai.kinds import Facts
 from worker.engines.openai.rewrite import append, rewrite
 
-PATHS = {Dialect.CHAT: "/v1/chat/completions", Dialect.COMPLETION: "/v1/completions"}
+PATHS = {
+    Dialect.CHAT: "/v1/chat/completions",
+    Dialect.COMPLETION: "/v1/completions",
+    Dialect.EMBEDDING: "/v1/embeddings",
+}
+ENGINE = "openai"
+"""The engine's name in errors."""
 
 _LIMITS = {
     Dialect.CHAT: ("max_completion_tokens", "max_tokens"),
     Dialect.COMPLETION: ("max_tokens",),
 }
 """What the client's limit on each choice may be called; the first that has a value counts."""
+_PROMPT_FIELDS = {Dialect.CHAT: "messages", Dialect.COMPLETION: "prompt", Dialect.EMBEDDING: "input"}
 _USAGE = {"include_usage": True}
+_VECTOR_FORM = ("encoding_format", "embed_dtype", "endianness")
+"""Fields that say how vectors are to be written; the last two are vLLM's. Between a server and us that is our business,
+and floats, which come unless something else is asked for, are what every server can write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,9 @@ class Ask:
     """Tokens of each choice; None when the client set no limit."""
     top_logprobs: int | None
     """How many likely tokens to name beside each; None when no log probabilities are wanted."""
-    stop: tuple[str, ...]
+    stop: tuple[str, ...] = ()
+    dimensions: int | None = None
+    """Numbers in each vector; None when the client left that to the model."""
 
     @property
     def choices(self) -> int:
@@ -47,7 +59,7 @@ class Ask:
     @property
     def prompt_field(self) -> str:
         """Where the prompt stands, for errors about it."""
-        return "messages" if self.dialect is Dialect.CHAT else "prompt"
+        return _PROMPT_FIELDS[self.dialect]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,7 @@ def read_body(request: GenerationRequest) -> Ask:
     """Raises InvalidRequest for what is no such body."""
     body = fields.json_object(request.body)
     if request.dialect is Dialect.EMBEDDING:
-        raise fields.no_embeddings()
+        return _read_embedding_body(request.body, body)
     chat = request.dialect is Dialect.CHAT
     if chat:
         fields.messages(body)
@@ -87,19 +99,39 @@ def read_body(request: GenerationRequest) -> Ask:
 def write_body(ask: Ask, model: str, facts: Facts) -> Sent:
     """The request for a server. Raises InvalidRequest for what this kind of server cannot do."""
     kind = facts.kind
-    changes: dict[str, object] = {"stream": True, "stream_options": _USAGE, **kind.asks}
-    if ask.body.get("model") not in facts.adapters:
-        changes["model"] = model
-    cut = ask.stop if kind.loses_text_at_stop else ()
-    changes |= kind.adapt(ask, facts)
     body = ask.body
+    cut = ask.stop if kind.loses_text_at_stop else ()
+    gone: tuple[str, ...] = ("stop",) if cut else ()
+    changes: dict[str, object] = {"stream": True, "stream_options": _USAGE, **kind.asks}
+    if ask.dialect is Dialect.EMBEDDING:
+        changes, gone = {}, _VECTOR_FORM
+        if kind.knows_base64:
+            changes, gone = {"encoding_format": "base64"}, _VECTOR_FORM[1:]
+    if body.get("model") not in facts.adapters:
+        changes["model"] = model
+    changes |= kind.adapt(ask, facts)
     wanted = {name: value for name, value in changes.items() if name not in body or body[name] != value}
     # True and 1 are equal here and not in JSON.
-    if body.get("stream") is not True:
+    if "stream" in changes and body.get("stream") is not True:
         wanted["stream"] = True
-    gone = ("stop",) if cut else ()
     if any(name in body for name in (*wanted, *gone)):
         raw = rewrite(ask.raw, wanted, gone)
     else:
         raw = append(ask.raw, wanted) if wanted else ask.raw
     return Sent(PATHS[ask.dialect], raw, cut)
+
+
+def _read_embedding_body(raw: bytes, body: Mapping[str, Any]) -> Ask:
+    # vLLM takes them instead of inputs, and other servers pass over them.
+    fields.refuse(body, ("messages",), ENGINE)
+    fields.encoding_format(body)
+    return Ask(
+        dialect=Dialect.EMBEDDING,
+        raw=raw,
+        body=body,
+        prompts=len(fields.inputs(body)),
+        choices_per_prompt=1,
+        max_tokens=None,
+        top_logprobs=None,
+        dimensions=fields.integer(body, "dimensions", 1),
+    )

@@ -11,7 +11,7 @@ import aiohttp
 
 from lbcore.clock import Clock
 from lbcore.errors import LoadBalancerError
-from lbcore.generation import Event, Failed, Finished, GenerationRequest
+from lbcore.generation import Dialect, Event, Failed, Finished, GenerationRequest
 from worker.engine import Emit
 from worker.engines.openai.answer import Answer
 from worker.engines.openai.body import Ask, write_body
@@ -19,11 +19,14 @@ from worker.engines.openai.errors import BadAnswer, cut_off, from_status, unreac
 from worker.engines.openai.sse import EventTooLong, SseParser
 from worker.engines.openai.turns import Turn
 from worker.engines.openai.upstream import Upstream
+from worker.engines.openai.vectors import Vectors, read_vectors
 
 LARGE_BYTES = 2**20
 MAX_ERROR_BYTES = 64 * 1024
 MAX_WHOLE_BYTES = 64 * 2**20
 """An answer in one piece: 256 choices of 8,192 tokens are about 10 MB."""
+MAX_VECTORS_BYTES = 256 * 2**20
+"""2,048 vectors of 4,096 numbers are 45 MB in base64, and up to 180 MB as numbers."""
 GOODBYE_S = 1.0
 """How long a server may take to end a stream that it has said is done; then the connection is not used again."""
 
@@ -44,7 +47,7 @@ class Call:
         """Why it is to end, when that is not the server's doing."""
         self.ended = False
         """Whether the last event was emitted."""
-        self.answer: Answer | None = None
+        self.answer: Answer | Vectors | None = None
         self.upstream: Upstream | None = None
         self.heard_at = 0.0
         self.has_token = False
@@ -99,7 +102,10 @@ class Call:
         """
         self.last = None
         sent = write_body(self.ask, model, upstream.facts)
-        self.answer = Answer(self.ask, sent.stop, upstream.facts, upstream.facts.context_length)
+        if self.ask.dialect is Dialect.EMBEDDING:
+            self.answer = Vectors(self.ask)
+        else:
+            self.answer = Answer(self.ask, sent.stop, upstream.facts, upstream.facts.context_length)
         upstream.answers.add(self.answer)
         self.heard_at = clock.now()
         trace = SimpleNamespace(reused=False)
@@ -136,14 +142,24 @@ class Call:
     async def _read(self, response: aiohttp.ClientResponse, clock: Clock, heard: Callable[[Call], None]) -> None:
         assert self.answer is not None
         if response.status != 200:
-            body = await _all(response, MAX_ERROR_BYTES)
+            body = await self._all(response, MAX_ERROR_BYTES, clock)
             raise from_status(response.status, response.headers.get("Retry-After"), body, self.ask.prompt_field)
         if response.content_type == "text/html":
             raise unreadable("a web page")
+        if isinstance(self.answer, Vectors):
+            body = await self._all(response, MAX_VECTORS_BYTES, clock)
+            if len(body) > MAX_VECTORS_BYTES:
+                raise unreadable("more than vectors can be")
+            if len(body) > LARGE_BYTES:
+                # Others' tokens must not wait until millions of numbers are read.
+                found = await asyncio.to_thread(read_vectors, body, self.ask)
+            else:
+                found = read_vectors(body, self.ask)
+            self.emit(self.answer.take(found))
+            heard(self)
+            return
         if response.content_type == "application/json":
-            body = await _all(response, MAX_WHOLE_BYTES)
-            self.heard_at = clock.now()
-            self.emit(self.answer.whole(body))
+            self.emit(self.answer.whole(await self._all(response, MAX_WHOLE_BYTES, clock)))
             return
         parser = SseParser()
         async for piece in response.content.iter_any():
@@ -159,15 +175,15 @@ class Call:
                 return
         self.emit(self.answer.end(parser.flush()))
 
-
-async def _all(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body, or its begin if it is longer than the limit."""
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > limit:
-            break
-    return bytes(body)
+    async def _all(self, response: aiohttp.ClientResponse, limit: int, clock: Clock) -> bytes:
+        """The body, or its begin if it is longer than the limit."""
+        body = bytearray()
+        async for piece in response.content.iter_any():
+            self.heard_at = clock.now()
+            body += piece
+            if len(body) > limit:
+                break
+        return bytes(body)
 
 
 async def _goodbye(response: aiohttp.ClientResponse) -> None:

@@ -18,15 +18,14 @@ from lbcore.clock import Clock
 from lbcore.errors import (
     Cancelled,
     ConfigError,
-    EngineFailed,
     InvalidRequest,
     LoadBalancerError,
-    StreamInterrupted,
     WorkerUnreachable,
 )
 from lbcore.generation import Failed, GenerationRequest
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
+from worker.engines.ends import closed, surprised
 from worker.engines.openai.body import read_body
 from worker.engines.openai.call import Call
 from worker.engines.openai.errors import BadAnswer, BadEnd, stalled, timed_out, unreachable
@@ -90,7 +89,7 @@ class OpenAIEngine:
         except LoadBalancerError as error:
             asyncio.get_running_loop().call_soon(emit, Failed(error))
         except Exception as error:
-            asyncio.get_running_loop().call_soon(emit, Failed(_surprised(error)))
+            asyncio.get_running_loop().call_soon(emit, Failed(surprised(error)))
 
     def abort(self, request_id: str) -> None:
         call = self._calls.get(request_id)
@@ -108,7 +107,7 @@ class OpenAIEngine:
     async def close(self) -> None:
         self._closed = True
         for call in [*self._calls.values()]:
-            self._stop(call, _closing(call))
+            self._stop(call, closed(call.begun))
         # What was left to the event loop comes out, then what has to close its connection.
         await asyncio.sleep(0)
         while self._sent:
@@ -155,7 +154,7 @@ class OpenAIEngine:
             call.task = asyncio.create_task(attempt)
         except Exception as error:
             attempt.close()
-            asyncio.get_running_loop().call_soon(self._end, call, _surprised(error))
+            asyncio.get_running_loop().call_soon(self._end, call, surprised(error))
             return
         now = self._clock.now()
         call.upstream, call.has_token, call.heard_at = upstream, False, now
@@ -217,7 +216,7 @@ class OpenAIEngine:
                 return
             error = bad.error
         elif error is None:
-            error = failure if isinstance(failure, LoadBalancerError) else _surprised(failure)
+            error = failure if isinstance(failure, LoadBalancerError) else surprised(failure)
         self._end(call, error)
 
     def _end(self, call: Call, error: LoadBalancerError) -> None:
@@ -283,14 +282,3 @@ class OpenAIEngine:
                 if now - call.heard_at >= timeout_s:
                     call.fail(stalled(timeout_s) if call.begun else timed_out(timeout_s))
             await self._clock.sleep_until(now + min(1.0, timeout_s / 4))
-
-
-def _surprised(error: BaseException | None) -> EngineFailed:
-    # Its text may quote the request.
-    return EngineFailed(f"The engine failed on the request with {type(error).__name__}.")
-
-
-def _closing(call: Call) -> LoadBalancerError:
-    if call.begun:
-        return StreamInterrupted("The engine was closed.")
-    return WorkerUnreachable("The engine was closed.")

@@ -22,16 +22,27 @@ from lbcore.errors import (
     StreamInterrupted,
     WorkerUnreachable,
 )
+from worker.engines.fields import no_embeddings
 
 MAX_MESSAGE_CHARACTERS = 500
 MAX_RETRY_AFTER_S = 3600.0
 
 _TOO_LONG = re.compile(
     r"context (?:length|size|window)|maximum (?:model|sequence|input) length|max_model_len|longer than the model"
-    r"|`inputs` tokens \+ `max_new_tokens`",
+    r"|`inputs` tokens \+ `max_new_tokens`|physical batch size|must have less than \d+ tokens",
     re.IGNORECASE,
 )
 """Each server says it in its own words, and most give it no code."""
+_BATCH = "increase the physical batch size"
+"""llama.cpp's way to say, with status 500, that an input of embeddings is too long."""
+_NO_EMBEDDINGS = re.compile(
+    r"not support (?:the )?embedding|embeddings? (?:api )?(?:is |are )?not supported|generate embeddings from"
+    r"|not (?:appear to be )?an embedding model|pooling type|unsupported by \w+",
+    re.IGNORECASE,
+)
+_NO_ROUTE = (404, 405, 501)
+_DIMENSIONS = re.compile(r"\bdimensions\b")
+"""vLLM refuses them without saying where they stood."""
 _CLIENTS_FAULT = (400, 413, 422)
 _VALIDATION = re.compile(r"'msg': '((?:[^'\\]|\\.)*)'")
 """vLLM's list of what is wrong, as Python writes it; the rest of it quotes the request."""
@@ -130,7 +141,9 @@ def from_json(answer: object, param: str) -> BadAnswer | None:
 
 def _meaning(status: int, answer: object, param: str) -> BadAnswer:
     message = _message(answer)
-    if status in _CLIENTS_FAULT or _code(answer) == "context_length_exceeded":
+    if param == "input" and _has_no_embeddings(status, answer, message):
+        return BadAnswer(BadEnd.REFUSED, no_embeddings())
+    if status in _CLIENTS_FAULT or _code(answer) == "context_length_exceeded" or _BATCH in message:
         return BadAnswer(BadEnd.REFUSED, _refusal(status, answer, message, param))
     if status in (401, 403):
         # What it says may quote the key.
@@ -141,10 +154,20 @@ def _meaning(status: int, answer: object, param: str) -> BadAnswer:
     return BadAnswer(BadEnd.FAILED, EngineFailed(f"The upstream server failed with status {status}{_colon(message)}"))
 
 
+def _has_no_embeddings(status: int, answer: object, message: str) -> bool:
+    """Whether the server has no embeddings at all: it says so, or has no route for them and does not mean the model."""
+    if _NO_EMBEDDINGS.search(message):
+        return True
+    names_model = "model" in message.lower() or _param(answer) == "model" or _code(answer) == "model_not_found"
+    return status in _NO_ROUTE and not names_model
+
+
 def _refusal(status: int, answer: object, message: str, param: str) -> LoadBalancerError:
     message = message or f"The upstream server refused the request with status {status}."
     code = _code(answer)
     about = _param(answer)
+    if about is None and param == "input" and _DIMENSIONS.search(message):
+        about = "dimensions"
     if code == "context_length_exceeded" or _TOO_LONG.search(message):
         return ContextLengthExceeded(message, param=about or param)
     if status == 413:

@@ -44,6 +44,8 @@ class Kind:
     """Whether it loses what it holds back at a stop string, so that we look for those ourselves."""
     usage_per_choice: bool = False
     """Whether it tells the usage of each choice when that ends, and not of the request at its end."""
+    knows_base64: bool = False
+    """Whether it writes vectors in base64 when asked to, which is a third as long as numbers and read far faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ KINDS = (
         ),
         asks={"return_token_ids": True},
         adapt=adapt_to_vllm,
+        knows_base64=True,
     ),
     Kind(
         "sglang",
@@ -106,6 +109,7 @@ KINDS = (
         adapt=adapt_to_llamacpp,
         loses_text_at_stop=True,
         usage_per_choice=True,
+        knows_base64=True,
     ),
     Kind(
         "lmdeploy",

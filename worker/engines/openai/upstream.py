@@ -18,6 +18,7 @@ from worker.engines.openai.kinds import UNKNOWN, Facts, Listing, facts, read_mod
 from worker.engines.openai.meter import StreamMeter
 from worker.engines.openai.options import DEFAULT_SEQUENCES, Address, UpstreamOptions
 from worker.engines.openai.page import Page, read_page
+from worker.engines.openai.vectors import Vectors
 
 log = structlog.get_logger()
 
@@ -68,7 +69,7 @@ class Upstream:
         """Why it cannot be used although it answers."""
         self.waiting_for_token = 0
         """Choices of ours whose request it has given no token of yet."""
-        self.answers: set[Answer] = set()
+        self.answers: set[Answer | Vectors] = set()
         """Those of ours that it works on."""
         self._model = model
         self._options = options

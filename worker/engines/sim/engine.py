@@ -17,12 +17,12 @@ from lbcore.errors import (
     EngineFailed,
     InvalidRequest,
     LoadBalancerError,
-    StreamInterrupted,
     WorkerUnreachable,
 )
 from lbcore.generation import Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
+from worker.engines.ends import closed
 from worker.engines.sim.batch import SimBatch, StepOutcome
 from worker.engines.sim.plan import Output, Planner
 from worker.engines.step_meter import StepMeter
@@ -158,7 +158,7 @@ class SimEngine:
             self._task = None
         for request in list(self._requests.values()):
             self._forget(request)
-            request.emit(Failed(_closing(request)))
+            request.emit(Failed(closed(request.produced)))
         # What `submit` and `abort` left to the event loop comes out before this returns.
         await asyncio.sleep(0)
 
@@ -241,12 +241,6 @@ def _start(choice: _Choice, cached_tokens: int) -> None:
     if not request.started:
         request.started = True
         choice.emit(Started(request.prompt_tokens, cached_tokens))
-
-
-def _closing(request: _Request) -> LoadBalancerError:
-    if request.produced:
-        return StreamInterrupted("The engine was closed.")
-    return WorkerUnreachable("The engine was closed.")
 
 
 def _ignore(event: Event) -> None:

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 from lbcore.errors import (
     ContextLengthExceeded,
-    EngineFailed,
     InvalidRequest,
     LoadBalancerError,
-    StreamInterrupted,
-    WorkerUnreachable,
 )
 from lbcore.generation import Delta, Event, Started, TokenLogprob, TopLogprob
 from worker.engine import Emit
+from worker.engines.ends import closed, surprised
 from worker.engines.transformers.body import Ask
 from worker.engines.transformers.choice import Choice
 from worker.engines.transformers.detokenizer import Detokenizer
@@ -98,9 +96,7 @@ class Request:
 
     def closing(self) -> LoadBalancerError:
         """How it ends when the engine is closed."""
-        if self._produced:
-            return StreamInterrupted("The engine was closed.")
-        return WorkerUnreachable("The engine was closed.")
+        return closed(self._produced)
 
     def _tell(self, event: Event) -> None:
         if not self.over:
@@ -167,7 +163,5 @@ def check_tokens(ask: Ask, size: int) -> None:
 
 
 def told(error: BaseException) -> LoadBalancerError:
-    """What to tell of an error. The text of one that nobody expected may quote the request."""
-    if isinstance(error, LoadBalancerError):
-        return error
-    return EngineFailed(f"The engine failed on the request with {type(error).__name__}.")
+    """What to tell of an error."""
+    return error if isinstance(error, LoadBalancerError) else surprised(error)

@@ -13,12 +13,12 @@ from lbcore.errors import (
     EngineFailed,
     InvalidRequest,
     LoadBalancerError,
-    StreamInterrupted,
     WorkerUnreachable,
 )
 from lbcore.generation import Delta, Embedding, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
+from worker.engines.ends import closed, surprised
 from worker.engines.vllm.arguments import VllmOptions, read_arguments
 from worker.engines.vllm.serving import Serving
 from worker.engines.vllm.speed import EngineSpeed
@@ -105,7 +105,8 @@ class VllmEngine:
             loop.call_soon(emit, Failed(InvalidRequest("A request with this id is running.")))
         else:
             self._serial += 1
-            call = self._calls[request.request_id] = _Call(emit, (-request.priority, self._serial))
+            priority = request.priority if self._serving.keeps_priority else 0
+            call = self._calls[request.request_id] = _Call(emit, (-priority, self._serial))
             self._waiting.add(call)
             if len(self._calls) == 1:
                 self._progress_at = self._clock.now()
@@ -137,7 +138,7 @@ class VllmEngine:
             self._watching.cancel()
         calls = [*self._calls.values()]
         for call in calls:
-            self._stop(call, _closing(call))
+            self._stop(call, closed(call.told))
         await asyncio.gather(*(call.task for call in calls), return_exceptions=True)
         engine, self._engine, self._serving = self._engine, None, None
         if engine is not None:
@@ -173,7 +174,7 @@ class VllmEngine:
                     self._take_up(call)
                 case Delta(finish_reason=reason):
                     call.told = True
-                    call.sequences -= reason is not None
+                    call.sequences -= reason is not None and call.sequences > 0
                 case Embedding():
                     call.told = True
                     call.sequences -= 1
@@ -198,8 +199,7 @@ class VllmEngine:
         elif isinstance(error, LoadBalancerError):
             call.emit(Failed(error))
         else:
-            # Its text may quote the request.
-            call.emit(Failed(EngineFailed(f"The engine failed on the request with {type(error).__name__}.")))
+            call.emit(Failed(surprised(error)))
 
     def _stop(self, call: _Call, error: LoadBalancerError) -> None:
         if call.error is None:
@@ -247,12 +247,6 @@ class VllmEngine:
         self._broken.set()
         for call in [*self._calls.values()]:
             self._stop(call, EngineFailed(why))
-
-
-def _closing(call: _Call) -> LoadBalancerError:
-    if call.told:
-        return StreamInterrupted("The engine was closed.")
-    return WorkerUnreachable("The engine was closed.")
 
 
 def _one_line(error: Exception) -> str:

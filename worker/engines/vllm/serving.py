@@ -36,7 +36,8 @@ class Serving:
             for dialect, (form, name) in _FORMS.items()
             if (serving := getattr(state, name, None)) is not None
         }
-        self._keeps_priority = keeps_priority
+        self.keeps_priority = keeps_priority
+        """Whether what is urgent goes first, and not only what came first."""
         self._prefilled = prefilled
         self.adapters: tuple[str, ...] = tuple(state.openai_serving_models.lora_requests)
 
@@ -62,7 +63,7 @@ class Serving:
         limit = fields.output_limit(body, form.limits)
         form.check(body)
         body["request_id"] = request.request_id
-        if self._keeps_priority and request.priority:
+        if self.keeps_priority and request.priority:
             # vLLM runs the lowest number first.
             body["priority"] = -request.priority
         try:

@@ -22,6 +22,10 @@ def complete(**fields: object) -> Ask:
     return read_body(GenerationRequest("r", Dialect.COMPLETION, orjson.dumps({"prompt": "x", **fields})))
 
 
+def embed(**fields: object) -> Ask:
+    return read_body(GenerationRequest("r", Dialect.EMBEDDING, orjson.dumps({"input": "x", **fields})))
+
+
 def sent(ask: Ask, facts: Facts = Facts(UNKNOWN)) -> dict[str, object]:  # noqa: B008
     body = orjson.loads(write_body(ask, "m", facts).body)
     assert isinstance(body, dict)
@@ -94,3 +98,43 @@ def test_names_that_are_there_twice_are_replaced_both() -> None:
     body = write_body(read_body(GenerationRequest("r", Dialect.COMPLETION, raw)), "m", Facts(UNKNOWN)).body
     assert body.count(b'"stream"') == 1
     assert orjson.loads(body)["stream"] is True
+
+
+def test_inputs_of_embeddings_are_counted() -> None:
+    ask = embed(input=["a", [1, 2], "c"], dimensions=64)
+    assert (ask.prompts, ask.choices, ask.dimensions, ask.prompt_field) == (3, 3, 64, "input")
+    assert embed(input=[1, 2, 3]).choices == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("input", []), ("encoding_format", "int8"), ("dimensions", 0), ("messages", [{"role": "user", "content": "x"}])],
+)
+def test_a_wrong_field_of_embeddings_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        embed(**{field: value})
+    assert caught.value.param == field
+
+
+def test_embeddings_are_asked_for_without_a_stream_and_in_base64_where_that_is_known() -> None:
+    for fields in ({}, {"encoding_format": "float"}, {"encoding_format": "base64", "embed_dtype": "float16"}):
+        for facts in (VLLM, LLAMACPP):
+            assert sent(embed(**fields), facts) == {"input": "x", "model": "m", "encoding_format": "base64"}
+        assert sent(embed(**fields)) == {"input": "x", "model": "m"}
+    assert write_body(embed(), "m", VLLM).path == "/v1/embeddings"
+
+
+def test_everything_else_of_embeddings_stays_byte_for_byte() -> None:
+    raw = b'{ "input" : ["x"],"stream":0, "odd": 1e-400,\n"model":"m"}'
+    ask = read_body(GenerationRequest("r", Dialect.EMBEDDING, raw))
+    assert write_body(ask, "m", Facts(UNKNOWN)).body == raw
+    raw = raw.replace(b'"m"', b'"m","encoding_format":"base64"')
+    ask = read_body(GenerationRequest("r", Dialect.EMBEDDING, raw))
+    assert write_body(ask, "m", VLLM).body == raw
+
+
+def test_llama_cpp_is_not_given_what_it_would_ignore_in_embeddings() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        sent(embed(truncate_prompt_tokens=5), LLAMACPP)
+    assert caught.value.param == "truncate_prompt_tokens"
+    assert sent(embed(truncate_prompt_tokens=5), VLLM)["truncate_prompt_tokens"] == 5

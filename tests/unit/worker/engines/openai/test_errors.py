@@ -137,3 +137,72 @@ def test_errors_inside_an_answer(answer: object, how: BadEnd | None) -> None:
 def test_who_else_is_asked() -> None:
     helped = {status: from_status(status, None, b"", "x").another_may_help for status in (400, 401, 404, 429, 500, 503)}
     assert helped == {400: False, 401: False, 404: False, 429: True, 500: False, 503: True}
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (
+            501,
+            {
+                "error": {
+                    "code": 501,
+                    "message": "This server does not support embeddings. Start it with `--embeddings`",
+                }
+            },
+        ),
+        (400, {"error": {"code": 400, "message": "Pooling type 'none' is not OAI compatible"}}),
+        (400, {"object": "error", "message": "The model does not support Embeddings API", "code": 400}),
+        (400, {"object": "error", "message": "This model does not appear to be an embedding model by default."}),
+        (400, {"object": "error", "message": "Unsupported by turbomind."}),
+        (403, {"error": {"message": "You are not allowed to generate embeddings from this model"}}),
+        (404, {"detail": "Not Found"}),
+        (404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}),
+        (404, b""),
+        (405, {"detail": "Method Not Allowed"}),
+    ],
+)
+def test_a_server_without_embeddings_in_each_server_s_words(status: int, answer: object) -> None:
+    body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
+    bad = from_status(status, None, body, "input")
+    assert bad.how is BadEnd.REFUSED
+    assert isinstance(bad.error, InvalidRequest)
+    assert (bad.error.message, bad.error.param) == ("This model makes no embeddings.", "model")
+    other = from_status(status, None, body, "messages").error
+    assert other.message != bad.error.message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": {"message": "The model `x` does not exist.", "code": 404}},
+        {"error": {"message": "not here", "param": "model"}},
+        {"error": {"message": "not here", "code": "model_not_found"}},
+    ],
+)
+def test_a_model_that_is_missing_is_not_one_without_embeddings(answer: object) -> None:
+    assert from_status(404, None, orjson.dumps(answer), "input").how is BadEnd.MISSING
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (500, "input (900 tokens) is too large to process. increase the physical batch size (current batch size: 512)"),
+        (413, "Input validation error: `inputs` must have less than 512 tokens. Given: 900"),
+        (400, "Invalid 'input': maximum context length is 512 tokens, you sent 900"),
+    ],
+)
+def test_too_long_an_input_in_each_server_s_words(status: int, message: str) -> None:
+    bad = from_status(status, None, orjson.dumps({"error": {"message": message}}), "input")
+    assert bad.how is BadEnd.REFUSED
+    assert isinstance(bad.error, ContextLengthExceeded)
+    assert (bad.error.message, bad.error.param) == (message, "input")
+
+
+def test_dimensions_are_named_where_the_server_does_not() -> None:
+    message = (
+        "Model m does not support matryoshka representation, changing output dimensions will lead to poor results."
+    )
+    found = from_status(400, None, orjson.dumps({"error": {"message": message}}), "input").error
+    assert isinstance(found, InvalidRequest)
+    assert found.param == "dimensions"
