@@ -135,6 +135,7 @@ class ScriptedEngine:
         self.happened = Signal()
         self.is_stubborn = False
         self.measured = EngineLoad()
+        self.info = EngineInfo(4096, Capacity(max_sequences=4))
         self.is_closed = False
         self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._untaken: asyncio.Queue[ScriptedRequest] = asyncio.Queue()
@@ -145,7 +146,7 @@ class ScriptedEngine:
             return await self._untaken.get()
 
     async def start(self) -> EngineInfo:
-        return EngineInfo(4096, Capacity(max_sequences=4))
+        return self.info
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         taken = ScriptedRequest(request, emit)

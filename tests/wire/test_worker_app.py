@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -34,13 +35,16 @@ def ask() -> GenerationRequest:
 class RunningWorker:
     """A worker and the task that runs it."""
 
-    def __init__(self, scheduler: Host, **options: Any) -> None:
+    def __init__(
+        self, scheduler: Host, names: tuple[str, ...] = (MODEL,), adapters: tuple[str, ...] = (), **options: Any
+    ) -> None:
         self.engine = ScriptedEngine()
+        self.engine.info = replace(self.engine.info, adapters=adapters)
         config = WorkerConfig(
             model=MODEL, worker_id="w0", scheduler=scheduler.address, max_queued_requests=2, **options
         )
         self.clock = ManualClock()
-        self.task = asyncio.ensure_future(Worker(config, self.engine, (MODEL,), self.clock).run())
+        self.task = asyncio.ensure_future(Worker(config, self.engine, names, self.clock).run())
 
     async def exit_status(self) -> int:
         return await soon(self.task)
@@ -102,6 +106,16 @@ async def test_a_worker_tells_what_it_is_and_serves(
     call = client.begin(ask())
     (await running.engine.next()).answer("Hi")
     assert (await all_events(call))[-1] == Finished(10, 0, 1)
+
+
+async def test_a_worker_may_serve_several_names_and_adapters_each_said_once(scheduler: SchedulerHost) -> None:
+    worker = RunningWorker(scheduler, ("big", "default", "big"), ("poet", "lawyer"))
+    await scheduler.state.happened.until(lambda: scheduler.endpoint("w0") is not None)
+    endpoint = scheduler.endpoint("w0")
+    assert endpoint is not None
+    assert sorted(endpoint.spec.model_names) == ["big", "default", "lawyer", "poet"]
+    assert all(model.context_length == 4096 for model in endpoint.spec.models)
+    await worker.stop()
 
 
 async def test_a_worker_takes_as_many_requests_as_it_said(running: RunningWorker, client: GenerationClient) -> None:
