@@ -254,6 +254,22 @@ async def test_a_core_that_hangs_ends_every_request_and_the_engine() -> None:
     await until(lambda: not alive(pid))
 
 
+@pytest.mark.parametrize("arguments", ["--tensor-parallel-size 2", "--data-parallel-size 2"])
+async def test_a_model_spread_over_several_processes_is_one_engine(
+    arguments: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # vLLM finds cores for several workers by itself only where there are as many NUMA nodes.
+    first, second, *_ = sorted(os.sched_getaffinity(0))
+    if "tensor" in arguments:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{first}|{second}")
+    entries = demo.load_faq()[:8]
+    async with running(create(f"--max-num-seqs 2 {arguments}")) as watch:
+        assert watch.info.capacity.max_sequences == (4 if "data" in arguments else 2)
+        answers = [watch.chat(entry.question) for entry in entries]
+        assert [(await answer.end()).text() for answer in answers] == [entry.answer for entry in entries]
+        assert watch.engine.load().kv_used_blocks == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
