@@ -143,7 +143,13 @@ class Worker:
         unready = False
         while True:
             await self._clock.sleep_until(self._clock.now() + READINESS_S)
-            if self._engine.load().unready != unready:
+            try:
+                now_unready = self._engine.load().unready
+            except Exception:
+                # An engine that measures nonsense is no reason to stop looking.
+                log.exception("engine_load_failed")
+                continue
+            if now_unready != unready:
                 unready = not unready
                 log.warning("engine_unready" if unready else "engine_ready")
                 await server.set_serving(not unready)

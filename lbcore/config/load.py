@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from lbcore.config.declare import ENV_PREFIX, Declaration, Group, as_text, declare
-from lbcore.config.sources import Asked, Given, Source, from_environment, from_file, from_flags
+from lbcore.config.sources import Asked, Given, Source, from_environment, from_file, from_flags, with_rest
 from lbcore.errors import ConfigError
 
 T = TypeVar("T")
@@ -84,10 +84,11 @@ def load_groups(
         Asked: the help or the version was asked for.
     """
     declarations = declare(groups)
-    flags, path = from_flags(groups, declarations, prog, argv, description)
+    flags, path, rest = from_flags(groups, declarations, prog, argv, description)
     path = path or environ.get(f"{ENV_PREFIX}CONFIG", "")
     given = from_file(path, read_file, groups, declarations) if path else {}
     given |= from_environment(declarations.values(), environ) | flags
+    given = with_rest(given, rest, declarations.values())
     values = {group.cls: _build(group, declarations, given) for group in groups if _counts(group, declarations, given)}
     return Loaded(values, {name: one.source for name, one in given.items()})
 

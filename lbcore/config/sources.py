@@ -51,8 +51,8 @@ def from_flags(
     prog: str,
     argv: Sequence[str],
     description: str,
-) -> tuple[dict[str, Given], str]:
-    """What the command line gives, by name, and the path after `--config` or an empty text.
+) -> tuple[dict[str, Given], str, list[str]]:
+    """What the command line gives, by name, the path after `--config` or an empty text, and the words behind `--`.
 
     Raises ConfigError for unknown flags and missing values, Asked for the help and the version.
     """
@@ -73,12 +73,21 @@ def from_flags(
         raise ConfigError(f"{surplus[0]}: every argument belongs after an option")
     path = raw.pop("config", "")
     named = {name.replace("_", "-"): value for name, value in raw.items()}
-    if rest:
-        taker = next((one.name for one in declarations.values() if one.facts.takes_rest), None)
-        if taker is None:
-            raise ConfigError(f"--: {rest[0]} follows it, and nothing may")
-        named[taker] = " ".join([*([named[taker]] if taker in named else []), shlex.join(rest)])
-    return {name: Given(value, f"--{name}", Source.FLAG) for name, value in named.items()}, str(path)
+    return {name: Given(value, f"--{name}", Source.FLAG) for name, value in named.items()}, str(path), rest
+
+
+def with_rest(given: Mapping[str, Given], rest: Sequence[str], declarations: Iterable[Declaration]) -> dict[str, Given]:
+    """What was given, with the words behind `--` added to the option that takes them, wherever it was given.
+
+    Raises ConfigError when no option takes them.
+    """
+    if not rest:
+        return {**given}
+    taker = next((one.name for one in declarations if one.facts.takes_rest), None)
+    if taker is None:
+        raise ConfigError(f"--: {rest[0]} follows it, and nothing may")
+    before = [str(given[taker].raw)] if taker in given else []
+    return {**given, taker: Given(" ".join([*before, shlex.join(rest)]), f"--{taker}", Source.FLAG)}
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

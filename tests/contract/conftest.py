@@ -39,6 +39,9 @@ async def watch(case: EngineCase, shared_engines: dict[str, Watch]) -> AsyncIter
         yield watch
         await watch.close()
         return
+    # One at a time: each may take a few gigabytes, and pytest runs all tests of a case in a row.
+    for name in {*shared_engines} - {case.name}:
+        await shared_engines.pop(name).close()
     if case.name not in shared_engines:
         first = shared_engines[case.name] = Watch(case)
         await first.start()

@@ -12,7 +12,10 @@ from lbcore.errors import (
     StreamInterrupted,
     WorkerUnreachable,
 )
+from lbcore.generation import Finished
+from tests.contract.engines import Answer
 from tests.contract.scripted import (
+    USAGE,
     Exchange,
     ScriptedServer,
     bad_ends,
@@ -198,3 +201,34 @@ vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="1000"} 1.0
         await idle(watch)
         # Ours had 40 tokens to compute each.
         assert watch.engine.load().other_queued_prompt_tokens == 40 * watch.engine.load().other_queued_requests
+
+
+async def test_one_that_was_refused_somewhere_holds_up_nobody() -> None:
+    refused = asyncio.Event()
+
+    async def refuse_first(it: Exchange) -> None:
+        if not refused.is_set():
+            refused.set()
+            await it.reply(429, {})
+        else:
+            await it.send(chunk("Hello", "stop", usage=USAGE), "[DONE]")
+
+    async def go_on(it: Exchange) -> None:
+        await it.send(chunk("Hello"))
+        await asyncio.Event().wait()
+
+    picky, full = ScriptedServer(refuse_first), ScriptedServer(go_on)
+    async with running(picky, full, upstream_max_sequences=1) as watch:
+        # One fills the server that never ends, one is refused by the other, and the rest must not wait for either.
+        answers = [watch.chat("Hello", f"r{number}") for number in range(6)]
+        ended: list[Answer] = []
+        while len(ended) < 5:
+            await asyncio.wait(
+                [asyncio.ensure_future(answer.end()) for answer in answers if not answer.ended],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            ended = [answer for answer in answers if answer.ended]
+        assert sum(isinstance(answer.events[-1], Finished) for answer in ended) >= 4
+        for answer in answers:
+            watch.abort(answer.request_id)
+            await answer.end()

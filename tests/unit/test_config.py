@@ -200,6 +200,10 @@ def test_words_behind_the_dashes_are_added_to_those_of_the_flag() -> None:
     assert other(["--args", "--seed 1", "--", "--size", "2"]).args == "--seed 1 --size 2"
 
 
+def test_words_behind_the_dashes_are_added_to_those_of_the_environment() -> None:
+    assert other(["--", "--size", "2"], {"LB_ARGS": "--seed 1"}).args == "--seed 1 --size 2"
+
+
 def test_nothing_stands_behind_the_dashes_where_nobody_takes_it() -> None:
     with pytest.raises(ConfigError, match=r"^--: --size follows it, and nothing may$"):
         options(["--port", "1", "--", "--size", "2"])

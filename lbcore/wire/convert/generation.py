@@ -150,7 +150,7 @@ def call_event(call_id: int, event: Event) -> generation_pb2.CallEvent:
                 return generation_pb2.CallEvent(call_id=call_id, finished=_finished_to_proto(event))
             case Failed():
                 return generation_pb2.CallEvent(call_id=call_id, failure=failure_from_error(event.error))
-    except ValueError:
+    except (ValueError, TypeError):
         error = EngineFailed("The engine answered with something that cannot be passed on.")
         return generation_pb2.CallEvent(call_id=call_id, failure=failure_from_error(error))
 

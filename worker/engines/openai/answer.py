@@ -124,7 +124,7 @@ class Answer:
             return
         progress = chunk.get("prompt_progress")
         if isinstance(progress, dict):
-            self._count(said[0]["index"], progress["total"], progress["cache"])
+            self._count(said[0]["index"], chunks.count_of(progress["total"]), chunks.count_of(progress["cache"]))
             said = ()
         # With a chat they stand beside the choices, with a completion in the first chunk of each.
         for part in (chunk, *said):
@@ -162,8 +162,8 @@ class Answer:
     def _use(self, usage: Mapping[str, Any]) -> None:
         details = usage.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-        counts = (usage.get("prompt_tokens") or 0, cached or 0)
-        output_tokens = usage.get("completion_tokens") or 0
+        counts = (chunks.count_of(usage.get("prompt_tokens")), chunks.count_of(cached))
+        output_tokens = chunks.count_of(usage.get("completion_tokens"))
         if self._kind.usage_per_choice:
             self._prompts[self._last_ended // self._ask.choices_per_prompt] = counts
             choice = self._choices[self._last_ended]
@@ -175,6 +175,8 @@ class Answer:
 
     def _delta(self, said: Mapping[str, Any], chunk: Mapping[str, Any]) -> Delta | None:
         index = said.get("index", 0)
+        if type(index) is not int:
+            raise TypeError
         choice = self._choices.get(index)
         if choice is None:
             if not 0 <= index < self._ask.choices:
@@ -218,7 +220,7 @@ class Answer:
         assert choice.filter is not None
         timings = chunk.get("timings")
         if isinstance(timings, dict) and "predicted_n" in timings:
-            choice.tokens = timings["predicted_n"]
+            choice.tokens = chunks.count_of(timings["predicted_n"])
         text = choice.filter.feed(text)
         if choice.filter.stopped:
             choice.counted = True

@@ -65,7 +65,12 @@ class Call:
             if self.error is not None or self.ended:
                 return
             self.ended = isinstance(event, Finished)
-            self._emit(event)
+            try:
+                self._emit(event)
+            except BaseException:
+                # Nobody has heard of the end, so there must be another.
+                self.ended = False
+                raise
 
     def emit_end(self, error: LoadBalancerError) -> None:
         """Passes the bad end on; nothing comes after it."""

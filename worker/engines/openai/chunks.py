@@ -6,7 +6,7 @@ Servers agree on OpenAI's shapes only by and large, so what is missing or of ano
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import orjson
 
@@ -14,6 +14,9 @@ from lbcore.generation import FinishReason, TokenLogprob, ToolCallDelta, TopLogp
 
 IMPOSSIBLE = -9999.0
 """What OpenAI gives as the logarithm of probability zero."""
+
+MAX_COUNT = 2**31 - 1
+"""The largest number that is taken for one of tokens, or for a token's."""
 
 _REASONS: Mapping[str, FinishReason] = {
     **{reason.value: reason for reason in FinishReason},
@@ -43,7 +46,17 @@ def text_of(said: object) -> str:
 
 
 def ids_of(said: object) -> tuple[int, ...]:
-    return tuple(said) if isinstance(said, list) else ()
+    """Token ids; none of them where one is no such number."""
+    return tuple(said) if isinstance(said, list) and all(map(_is_count, said)) else ()
+
+
+def count_of(said: object) -> int:
+    """A number of tokens; 0 for what is none, whatever type or size a server gave it."""
+    return said if _is_count(said) else 0
+
+
+def _is_count(said: object) -> TypeGuard[int]:
+    return type(said) is int and 0 <= said <= MAX_COUNT
 
 
 def tool_calls(parts: object) -> tuple[ToolCallDelta, ...]:

@@ -136,7 +136,9 @@ class OpenAIEngine:
         while (call := self._turns.first()) is not None and not self._closed:
             usable = [upstream for upstream in self._upstreams if upstream.is_ready and upstream not in call.tried]
             roomy = [upstream for upstream in usable if upstream.has_room(call.ask.choices)]
-            if usable and not roomy:
+            if usable and not roomy and not call.tried:
+                # One that was refused somewhere already must not hold up those who would be taken there: it ends, and
+                # the gateway knows other workers.
                 return
             self._turns.leave(call.turn)
             if roomy:

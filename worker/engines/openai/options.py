@@ -65,6 +65,8 @@ def addresses(options: UpstreamOptions) -> tuple[Address, ...]:
     """The servers to use, each once. Raises ConfigError, which quotes nothing: a password may be in it."""
     if not options.upstream:
         raise ConfigError("--upstream: needed with --engine openai, as http://HOST:PORT")
+    if not all("!" <= character <= "~" for character in options.upstream_api_key.strip()):
+        raise ConfigError("--upstream-api-key: it holds characters that no key has")
     for number, value in enumerate(options.upstream, 1):
         problem = _problem(value)
         if problem:

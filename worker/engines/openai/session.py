@@ -27,7 +27,8 @@ def open_session(api_key: str) -> aiohttp.ClientSession:
     trace.on_connection_reuseconn.append(reused)
     headers = {"Accept-Encoding": "identity", "User-Agent": "lb-worker"}
     if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
+        # Secrets that are mounted as files end in a line feed more often than not.
+        headers["Authorization"] = f"Bearer {api_key.strip()}"
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
         # Requests of many clients pass through here; what one is given must not follow the next.

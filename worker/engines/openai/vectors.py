@@ -13,6 +13,7 @@ import orjson
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Embedding, Event, Finished, Started
 from worker.engines.openai.body import Ask
+from worker.engines.openai.chunks import count_of
 from worker.engines.openai.errors import BadAnswer, BadEnd, from_json, unreadable
 
 
@@ -107,11 +108,7 @@ def _usage(said: object) -> tuple[int, int]:
     if not isinstance(said, dict):
         return 0, 0
     details = said.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    total = _count(said.get("prompt_tokens")) or _count(said.get("total_tokens"))
+    cached = count_of(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    total = count_of(said.get("prompt_tokens")) or count_of(said.get("total_tokens"))
     # The last token of a prompt is always computed.
     return total, min(cached, max(0, total - 1))
-
-
-def _count(said: object) -> int:
-    return said if type(said) is int and said > 0 else 0

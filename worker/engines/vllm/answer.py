@@ -34,13 +34,16 @@ class _Choice:
 class Answer:
     """The answer to one request, over all its prompts and choices."""
 
-    def __init__(self, asked: Any, parsers: Sequence[Any], copies: int, prefilled: Prefilled) -> None:
+    def __init__(
+        self, asked: Any, parsers: Sequence[Any], copies: int, prefilled: Prefilled, left: Callable[[], None]
+    ) -> None:
         """`asked` is vLLM's request object; each choice has its parser or None.
 
         With `copies` > 1 one sequence stands for that many choices that cannot differ. `prefilled` is called once for
-        each prompt.
+        each prompt, `left` for each sequence that has ended.
         """
         self._prefilled = prefilled
+        self._left = left
         self._choices = [_Choice(parser) for parser in parsers]
         self._copies = copies
         self._per_prompt = asked.n or 1
@@ -123,6 +126,7 @@ class Answer:
         finish_reason = None
         if reason is not None:
             choice.ended = True
+            self._left()
             finish_reason = _REASONS.get(reason, FinishReason.STOP)
             if choice.tool_calls and self._forced_call is None and finish_reason is FinishReason.STOP:
                 finish_reason = FinishReason.TOOL_CALLS

@@ -164,7 +164,10 @@ class VllmEngine:
             call.prompt_tokens += tokens
             call.sequences += sequences
 
-        async for event in serving.events(request, entered):
+        def left() -> None:
+            call.sequences -= 1
+
+        async for event in serving.events(request, entered, left):
             match event:
                 case Finished():
                     return event
@@ -172,12 +175,8 @@ class VllmEngine:
                     if call.started:
                         continue
                     self._take_up(call)
-                case Delta(finish_reason=reason):
+                case Delta() | Embedding():
                     call.told = True
-                    call.sequences -= reason is not None and call.sequences > 0
-                case Embedding():
-                    call.told = True
-                    call.sequences -= 1
             call.emit(event)
             if call.error is not None:
                 # Whoever was told may have stopped the request; the task is cancelled only where it waits.

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+from lbcore.errors import InvalidRequest
 from lbcore.generation import Embedding, Event, Finished, Started
 from worker.engines import fields
 from worker.engines.vllm.answer import Answer, events
@@ -14,8 +15,10 @@ from worker.engines.vllm.tap import passage
 
 ENGINE = "vLLM"
 """The engine's name in errors."""
-_UNSUPPORTED = ("audio", "function_call", "functions", "prediction", "web_search_options")
-"""Refused by name unless null, false or empty: vLLM would ignore them."""
+_UNSUPPORTED = ("audio", "function_call", "functions", "prediction", "use_beam_search", "web_search_options")
+"""Refused by name unless null, false or empty: vLLM would ignore them, or computes them where nobody can count."""
+MAX_CHOICES = 1024
+"""Choices of one answer, prompts times `n`."""
 _GUIDES = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
 """Names that vLLM once had for what the output must follow, and would ignore today."""
 
@@ -52,7 +55,7 @@ class _Generation(Form):
     def check(self, body: dict[str, Any]) -> None:
         fields.refuse(body, _UNSUPPORTED, ENGINE)
         fields.stop_strings(body)
-        choices = fields.integer(body, "n", 1) or 1
+        choices = fields.integer(body, "n", 1, MAX_CHOICES) or 1
         if (fields.integer(body, "best_of", 1) or choices) != choices:
             raise fields.unsupported("best_of", ENGINE)
         guides = {new: body.pop(old) for old, new in _GUIDES.items() if body.get(old) is not None}
@@ -66,7 +69,7 @@ class _Generation(Form):
         choices, temperature = asked.n or 1, asked.temperature
         if temperature is None:
             temperature = self.serving.default_sampling_params.get("temperature", 1.0)
-        if choices == 1 or temperature > 0 or asked.use_beam_search:
+        if choices == 1 or temperature > 0:
             return 1
         asked.n = 1
         return int(choices)
@@ -109,7 +112,9 @@ class Completion(_Generation):
     def check(self, body: dict[str, Any]) -> None:
         super().check(body)
         if body.get("prompt") is not None or not body.get("prompt_embeds"):
-            fields.prompts(body)
+            prompts = fields.prompts(body)
+            if len(prompts) * (body.get("n") or 1) > MAX_CHOICES:
+                raise InvalidRequest(f"prompt and n make more than {MAX_CHOICES} choices.", param="prompt")
 
     def parse(self, body: dict[str, Any]) -> Any:
         from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -187,13 +192,14 @@ async def _embedding_events(outputs: Sequence[Any]) -> AsyncIterator[Event]:
     cached_tokens = min(sum(output.num_cached_tokens or 0 for output in outputs), prompt_tokens - 1)
     yield Started(prompt_tokens, cached_tokens)
     for index, output in enumerate(outputs):
+        passage.get().left()
         yield Embedding(index, output.outputs.data.float().cpu().contiguous().numpy().astype("<f4").tobytes())
     yield Finished(prompt_tokens, cached_tokens, 0)
 
 
 def _answer(asked: Any, parsers: Sequence[Any]) -> Answer:
     request = passage.get()
-    return Answer(asked, parsers, request.copies, request.prefilled)
+    return Answer(asked, parsers, request.copies, request.prefilled, request.left)
 
 
 async def _numbered(outputs: AsyncIterator[Any]) -> AsyncIterator[tuple[int, Any]]:

@@ -7,7 +7,7 @@ Taken out is only the last step, where its server makes JSON of every token: the
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from lbcore.errors import InvalidRequest, LoadBalancerError
@@ -52,8 +52,10 @@ class Serving:
         await init_app_state(Tap(engine), state, arguments, tasks)
         return cls(state, engine.vllm_config.scheduler_config.policy == "priority", prefilled)
 
-    async def events(self, request: GenerationRequest, entered: Entered) -> AsyncIterator[Event]:
-        """The request's events. Raises LoadBalancerError."""
+    async def events(
+        self, request: GenerationRequest, entered: Entered, left: Callable[[], None]
+    ) -> AsyncIterator[Event]:
+        """The request's events; `left` is called for each of its sequences that has ended. Raises LoadBalancerError."""
         form = self._forms.get(request.dialect)
         if form is None:
             if request.dialect is Dialect.EMBEDDING:
@@ -69,7 +71,7 @@ class Serving:
         try:
             asked = form.parse(body)
             copies = form.merge_equal_choices(asked)
-            passage.set(Passage(entered, self._prefilled, form.prompt_field, copies, limit))
+            passage.set(Passage(entered, left, self._prefilled, form.prompt_field, copies, limit))
             answer = await form.answer(asked)
             if not hasattr(answer, "__aiter__"):
                 raise error_from_response(answer.error, form.prompt_field)

@@ -19,6 +19,8 @@ class Passage:
     """What of a request cannot travel through vLLM's serving."""
 
     entered: Entered
+    left: Callable[[], None]
+    """Called when a sequence has left the engine core."""
     prefilled: Prefilled
     prompt_field: str
     copies: int = 1

@@ -208,3 +208,23 @@ def test_an_answer_in_one_piece() -> None:
     for body in (b"{}", b"[]", b"{", orjson.dumps({"choices": [{"index": 0, "message": {}}]})):
         with pytest.raises(BadAnswer):
             [*answer().whole(body)]
+
+
+@pytest.mark.parametrize("odd", ["2", 2.0, -1, 2**40, True, [5], {"n": 1}])
+def test_a_count_that_is_none_counts_for_nothing(odd: object) -> None:
+    details = {"cached_tokens": odd}
+    told = {"prompt_tokens": odd, "completion_tokens": odd, "prompt_tokens_details": details}
+    events = take(answer(prompt="x"), [said("a"), said(reason="stop"), {"choices": [], "usage": told}, DONE])
+    assert events[-1] == Finished(0, 0, 1)
+
+
+@pytest.mark.parametrize("ids", [["a"], [1.5], [-1], [2**40], "12", {"1": 2}])
+def test_token_ids_that_are_none_are_not_told(ids: object) -> None:
+    chunk = {"choices": [{"index": 0, "text": "a", "finish_reason": None, "token_ids": ids}]}
+    assert take(answer(prompt="x"), [chunk])[-1] == Delta(0, "a")
+
+
+@pytest.mark.parametrize("index", [0.0, "0", None, True])
+def test_an_index_that_is_none_makes_the_chunk_unreadable(index: object) -> None:
+    with pytest.raises(BadAnswer):
+        take(answer(prompt="x"), [{"choices": [{"index": index, "text": "a", "finish_reason": None}]}])

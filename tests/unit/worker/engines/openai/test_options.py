@@ -41,3 +41,14 @@ def test_what_is_no_address_is_refused_and_not_shown(url: str) -> None:
 
 def test_the_key_is_not_in_the_repr() -> None:
     assert "secret" not in repr(UpstreamOptions(upstream=("http://a:1",), upstream_api_key="secret"))
+
+
+@pytest.mark.parametrize("key", ["a b", "a\nb", "a\x00", "schl\u00fcssel"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        addresses(UpstreamOptions(upstream=("http://h",), upstream_api_key=key))
+    assert key not in caught.value.message
+
+
+def test_a_line_feed_behind_the_key_is_forgiven() -> None:
+    assert addresses(UpstreamOptions(upstream=("http://h",), upstream_api_key="secret\n"))

@@ -34,7 +34,7 @@ def output(*sequences: Any, prompt: Sequence[int] | None = (1, 2, 3), cached: in
 
 
 def answer(request: Any, parsers: Sequence[Any] = (None,), copies: int = 1) -> Answer:
-    return Answer(request, parsers, copies, lambda *_: None)
+    return Answer(request, parsers, copies, lambda *_: None, lambda: None)
 
 
 class SpacedParser:
@@ -95,6 +95,16 @@ def test_one_sequence_stands_for_choices_that_cannot_differ() -> None:
     assert one.end().output_tokens == 3
 
 
+def test_each_sequence_leaves_the_engine_once_however_many_choices_it_stands_for() -> None:
+    left: list[None] = []
+    one = Answer(asked(), [None, None], 4, lambda *_: None, lambda: left.append(None))
+    for prompt in (0, 1):
+        one.take(prompt, output(sequence(0, "x", [7])))
+        one.take(prompt, output(sequence(0, "y", [8], "stop")))
+    assert len(left) == 2
+    assert one.end().output_tokens == 16
+
+
 def test_what_the_parser_finds_goes_where_it_belongs() -> None:
     one = answer(asked(), [SpacedParser()])
     events: list[Event] = []
@@ -150,7 +160,7 @@ def test_an_echo_stands_before_the_first_text_of_each_choice() -> None:
 def test_the_engines_own_stamps_say_how_long_a_prompt_took() -> None:
     told: list[tuple[int, float, float]] = []
     metrics = SimpleNamespace(scheduled_ts=5.0, first_token_ts=6.5)
-    one = Answer(asked(), [None], 1, lambda *facts: told.append(facts))
+    one = Answer(asked(), [None], 1, lambda *facts: told.append(facts), lambda: None)
     for _ in range(2):
         one.take(0, output(sequence(0, "x", [7]), prompt=[1] * 40, cached=16, metrics=metrics))
     assert told == [(24, 5.0, 6.5)]
