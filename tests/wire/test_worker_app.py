@@ -180,6 +180,22 @@ async def test_a_worker_whose_engine_is_away_is_not_picked_until_it_is_back(
         assert await health(address) == serving
 
 
+async def test_an_engine_that_measures_nonsense_for_once_is_looked_at_again(
+    scheduler: SchedulerHost, running: RunningWorker
+) -> None:
+    address, measure = address_of(scheduler), running.engine.load
+
+    def fail() -> EngineLoad:
+        raise ValueError
+
+    running.engine.load = fail  # type: ignore[method-assign]
+    await running.clock.elapse(2 * app.READINESS_S)
+    running.engine.load = measure  # type: ignore[method-assign]
+    running.engine.measured = EngineLoad(unready=True)
+    await running.clock.elapse(2 * app.READINESS_S)
+    assert await health(address) == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 async def test_a_worker_whose_name_was_taken_finishes_what_it_has_and_ends_with_an_error(
     wire: Wire, scheduler: SchedulerHost, running: RunningWorker, client: GenerationClient
 ) -> None:
