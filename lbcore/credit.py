@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import NamedTuple
 
 from lbcore.types import Ticket, WorkerId
 
@@ -37,8 +38,7 @@ class Account:
         return len(self.tickets)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Booking:
+class Booking(NamedTuple):
     """One dispatch."""
 
     account: Account

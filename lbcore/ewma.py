@@ -25,15 +25,15 @@ class DecayingAverage:
 
     def observe(self, value: float, now: float, weight: float = 1.0) -> None:
         """Take in `value` at `now`; `weight` is how much it counts beside others."""
-        fade = self._fade(now)
-        self._sum = self._sum * fade + value * weight
-        self._weight = self._weight * fade + weight
-        self._at = max(self._at, now)
+        if now > self._at:
+            fade = exp((self._at - now) / self._tau_s)
+            self._sum *= fade
+            self._weight *= fade
+            self._at = now
+        self._sum += value * weight
+        self._weight += weight
 
     def read(self, now: float) -> float:
         """The average at `now`, without changing it; a time before the last observation reads as that moment."""
-        fade = self._fade(now)
+        fade = exp((self._at - now) / self._tau_s) if now > self._at else 1.0
         return (self._sum * fade + self._prior * self._prior_weight) / (self._weight * fade + self._prior_weight)
-
-    def _fade(self, now: float) -> float:
-        return exp(min(0.0, self._at - now) / self._tau_s)

@@ -19,16 +19,20 @@ def pick(request: PickRequest, snapshot: Snapshot, policy: Policy, rng: Random) 
     candidates: Sequence[Endpoint] = snapshot.endpoints
     if not candidates:
         return Refused(RefusalReason.MODEL_NOT_FOUND)
+    agreement = snapshot.agreement
     for part in policy.filters:
+        if part.keeps_all(request, agreement):
+            continue
         candidates = part.keep(request, candidates)
         if not candidates:
             return Refused(part.refusal)
     costs = policy.cost.cost(request, candidates)
     ranking = policy.picker.rank(costs, 1 + FALLBACK_COUNT, snapshot, rng)
-    picked, *fallbacks = [candidates[index] for index in ranking]
+    ranked = [candidates[index] for index in ranking]
+    picked = ranked[0]
     return Routed(
-        endpoint=picked,
-        fallbacks=tuple(fallbacks),
-        predicted_ttft_ms=first_token_ms(request, picked),
-        scores=tuple([(candidates[index].spec.worker_id, 0.0 - costs[index]) for index in ranking]),
+        picked,
+        tuple(ranked[1:]),
+        first_token_ms(request, picked),
+        tuple([(candidates[index].spec.worker_id, 0.0 - costs[index]) for index in ranking]),
     )

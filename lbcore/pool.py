@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import takewhile
 from math import inf
 from statistics import median
@@ -39,6 +38,7 @@ from lbcore.pool_events import (
 )
 from lbcore.pool_records import PRIOR_TOKENS_PER_BYTE, ModelRecord, WorkerRecord
 from lbcore.types import (
+    NO_HITS,
     Endpoint,
     Epoch,
     PickRequest,
@@ -64,10 +64,10 @@ class WorkerPool:
         self._workers: OrderedDict[WorkerId, WorkerRecord] = OrderedDict()
         self._models: dict[str, ModelRecord] = {}
         self._ledger = Ledger()
+        # `WorkerRecord.trust` of each, as of its last report.
+        self._trust_ratios: dict[WorkerId, float] = {}
         # Milliseconds per prompt token of those workers that have measured it.
         self._measured: dict[WorkerId, float] = {}
-        # Grows whenever an endpoint changes, comes or goes.
-        self._version = 0
         self._now = 0.0
 
     def handle(self, event: PoolEvent, now: float) -> list[PoolEffect]:
@@ -96,16 +96,16 @@ class WorkerPool:
         served = self._models.get(model)
         if served is None:
             return Snapshot(now, 0, ())
-        return Snapshot(now, served.pick_count, served.endpoints_of(self._version))
+        return served.snapshot(now)
 
     def pick_request(self, facts: RouteFacts) -> PickRequest:
         """The facts in tokens, with what each worker is believed to hold of the prompt."""
         served = self._models.get(facts.model)
-        tokens_per_byte = PRIOR_TOKENS_PER_BYTE
-        hit_tokens: dict[WorkerId, float] = {}
-        if served is not None:
+        if served is None:
+            tokens_per_byte, hit_tokens = PRIOR_TOKENS_PER_BYTE, NO_HITS
+        else:
             tokens_per_byte = served.tokens_per_byte.read(self._now)
-            hit_tokens = served.hit_tokens(facts, tokens_per_byte, self._workers)
+            hit_tokens = served.hit_tokens(facts, tokens_per_byte, self._trust_ratios)
         return PickRequest(
             facts.model,
             round(facts.prompt_bytes * tokens_per_byte),
@@ -137,7 +137,7 @@ class WorkerPool:
             worker.connection = event.connection
             worker.connected = True
             self._renew(worker, now)
-            self._changed(worker)
+            worker.describe()
             return [WorkerReturned(worker.spec)]
         effects: list[PoolEffect] = []
         if worker is not None:
@@ -157,11 +157,14 @@ class WorkerPool:
         turned = report.unready != worker.load.unready
         worker.load = report
         worker.reported_at = now
-        for update in report.ticket_updates:
-            self._settle(worker, update, now)
-        worker.trust_ratio = worker.trust.read(now)
+        if report.ticket_updates:
+            for update in report.ticket_updates:
+                self._settle(worker, update, now)
+            for served, _ in worker.seats:
+                served.bound_prefixes(worker, now)
+        self._trust_ratios[event.worker_id] = worker.trust.read(now)
         self._measure(worker)
-        self._changed(worker)
+        worker.describe()
         return [WorkerUnready(worker.spec, report.unready)] if turned else []
 
     def _disconnected(self, event: Disconnected) -> list[PoolEffect]:
@@ -169,7 +172,7 @@ class WorkerPool:
         if worker is None or worker.connection != event.connection or not worker.connected:
             return []
         worker.connected = False
-        self._changed(worker)
+        worker.describe()
         return [WorkerSilent(worker.spec)]
 
     def _drain_noticed(self, event: DrainNoticed) -> list[PoolEffect]:
@@ -177,7 +180,7 @@ class WorkerPool:
         if worker is None or worker.draining:
             return []
         worker.draining = True
-        self._changed(worker)
+        worker.describe()
         return [WorkerDraining(worker.spec)]
 
     def _deregistered(self, event: Deregistered) -> list[PoolEffect]:
@@ -191,19 +194,20 @@ class WorkerPool:
         worker = self._workers.get(event.worker_id)
         if worker is None:
             return []
-        facts, request = event.facts, event.request
+        ticket, worker_id, request, facts = event
+        hashes = facts.prefix_hashes
         held_ratio = 0.0
         if facts.model in worker.model_names:
             served = self._models[facts.model]
             served.pick_count += 1
-            held_ratio = served.prefixes.add(event.worker_id, facts.prefix_hashes) / max(1, len(facts.prefix_hashes))
-        uncached_tokens = max(0, round(request.prompt_tokens - request.hit_tokens.get(event.worker_id, 0.0)))
+            if hashes:
+                held_ratio = served.prefixes.add(worker_id, hashes) / len(hashes)
+        uncached_tokens = max(0, round(request.prompt_tokens - request.hit_tokens.get(worker_id, 0.0)))
         expires_at = now + self._ticket_ttl_s
         self._ledger.book(
-            event.ticket,
-            Booking(worker.account, expires_at, uncached_tokens, facts.model, facts.prompt_bytes, held_ratio),
+            ticket, Booking(worker.account, expires_at, uncached_tokens, facts.model, facts.prompt_bytes, held_ratio)
         )
-        self._changed(worker)
+        worker.describe()
         return []
 
     def _ticked(self, now: float) -> list[PoolEffect]:
@@ -221,14 +225,15 @@ class WorkerPool:
 
     def _join(self, worker: WorkerRecord) -> None:
         self._workers[worker.spec.worker_id] = worker
+        self._trust_ratios[worker.spec.worker_id] = 1.0
         for name in worker.model_names:
             self._models.setdefault(name, ModelRecord()).join(worker, self._now)
         self._measure(worker)
-        self._changed(worker)
+        worker.describe()
 
     def _remove(self, worker: WorkerRecord) -> None:
         worker_id = worker.spec.worker_id
-        del self._workers[worker_id]
+        del self._workers[worker_id], self._trust_ratios[worker_id]
         self._measured.pop(worker_id, None)
         self._ledger.close(worker.account)
         for name in worker.model_names:
@@ -236,19 +241,14 @@ class WorkerPool:
             served.leave(worker)
             if not served.workers:
                 del self._models[name]
-        self._version += 1
 
     def _renew(self, worker: WorkerRecord, now: float) -> None:
         worker.lease_until = now + self._lease_ttl_s
         self._workers.move_to_end(worker.spec.worker_id)
 
-    def _changed(self, worker: WorkerRecord) -> None:
-        worker.describe()
-        self._version += 1
-
     def _take_back(self, accounts: Sequence[Account]) -> int:
         for worker_id in {account.worker_id for account in accounts}:
-            self._changed(self._workers[worker_id])
+            self._workers[worker_id].describe()
         return len(accounts)
 
     def _settle(self, worker: WorkerRecord, update: TicketUpdate, now: float) -> None:
@@ -261,12 +261,12 @@ class WorkerPool:
             return
         served = self._models.get(booking.model)
         if update.prompt_tokens and booking.prompt_bytes and served is not None:
-            served.learn_length(worker, update.prompt_tokens, booking.prompt_bytes, now)
+            served.learn_length(update.prompt_tokens, booking.prompt_bytes, now)
         if update.phase is TicketPhase.ACCEPTED:
             if not update.prompt_tokens:
                 self._ledger.keep(update.ticket, booking)
             elif booking.held_ratio:
-                self._ledger.keep(update.ticket, replace(booking, prompt_bytes=0))
+                self._ledger.keep(update.ticket, booking._replace(prompt_bytes=0))
         elif update.prompt_tokens and update.output_tokens and booking.held_ratio:
             # Without output the prompt may never have been computed, and 0 cached tokens mean nothing.
             cached_ratio = update.cached_tokens / update.prompt_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lbcore.types import Epoch, LoadReport, PickRequest, RouteFacts, Ticket, WorkerId, WorkerSpec
 
@@ -49,8 +50,7 @@ class Deregistered:
     epoch: Epoch
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatched:
+class Dispatched(NamedTuple):
     """A request was sent to a worker under a ticket never used before."""
 
     ticket: Ticket

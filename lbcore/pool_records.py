@@ -10,7 +10,18 @@ from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN, first_token_line
 from lbcore.credit import Account
 from lbcore.ewma import DecayingAverage
 from lbcore.prefix import DEFAULT_CAPACITY_BLOCKS, PREFIX_BLOCK_BYTES, PrefixIndex
-from lbcore.types import Endpoint, EndpointState, LoadReport, RouteFacts, WorkerId, WorkerSpec
+from lbcore.types import (
+    NO_HITS,
+    Agreement,
+    Endpoint,
+    EndpointState,
+    LoadReport,
+    Role,
+    RouteFacts,
+    Snapshot,
+    WorkerId,
+    WorkerSpec,
+)
 
 PRIOR_TOKENS_PER_BYTE = 0.25
 """Tokens in one byte of prompt before anything was counted: the usual four bytes of English to a token."""
@@ -22,6 +33,7 @@ MAX_LESSON_BYTES = 65_536
 """A longer prompt teaches tokens per byte as much as one of this length, so that none outweighs all others."""
 
 _NO_REPORT = LoadReport()
+_READY = EndpointState.READY
 
 
 def _tokens_per_byte() -> DecayingAverage:
@@ -50,10 +62,11 @@ class WorkerRecord:
     prefill_ms_per_token: float = DEFAULT_PREFILL_MS_PER_TOKEN
     """Measured by the worker, or assumed until it has; always positive."""
     trust: DecayingAverage = field(default_factory=_trust)
-    trust_ratio: float = 1.0
-    """`trust` as of the last report: how far believed prefix hits come true here, 0..1."""
+    """How far believed prefix hits come true here, 0..1."""
     model_names: frozenset[str] = field(init=False)
     account: Account = field(init=False)
+    seats: list[tuple[ModelRecord, int]] = field(default_factory=list)
+    """Each model it serves, with the place of its endpoint there."""
     endpoint: Endpoint = field(init=False)
     """What `describe` said after the last change; never changed itself, always replaced."""
 
@@ -65,7 +78,7 @@ class WorkerRecord:
     def describe(self) -> None:
         """Make the endpoint say what the rest of this record says."""
         load, requests, tokens = self.load, self.account.requests, self.account.tokens
-        state = EndpointState.READY if self.connected else EndpointState.SILENT
+        state = _READY if self.connected else EndpointState.SILENT
         if load.unready:
             state = EndpointState.UNREADY
         if self.draining:
@@ -84,6 +97,8 @@ class WorkerRecord:
             token_ms,
             wait_ms + crowding_ms,
         )
+        for served, seat in self.seats:
+            served.seat(seat, self.endpoint)
 
 
 @dataclass(slots=True, eq=False)
@@ -96,31 +111,55 @@ class ModelRecord:
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
     """Who holds what of this model's prompts: KV blocks of one model or adapter are of no use to another."""
     tokens_per_byte: DecayingAverage = field(default_factory=_tokens_per_byte)
-    version: int = -1
-    """The pool's version that `endpoints` belongs to."""
-    endpoints: tuple[Endpoint, ...] = ()
+    _endpoints: list[Endpoint] = field(default_factory=list)
+    """Those of `workers`, as they describe themselves now."""
+    _taken: tuple[Endpoint, ...] | None = None
+    """`_endpoints` as the last snapshot has them; None when they have changed since."""
+    _agreement: Agreement | None = None
+    """None when it may have changed since it was last worked out."""
 
     def join(self, worker: WorkerRecord, now: float) -> None:
         insort(self.workers, worker, key=lambda other: other.spec.worker_id)
+        self._number()
         self.bound_prefixes(worker, now)
 
     def leave(self, worker: WorkerRecord) -> None:
         self.workers.remove(worker)
+        self._number()
         self.prefixes.drop(worker.spec.worker_id)
 
-    def endpoints_of(self, version: int) -> tuple[Endpoint, ...]:
-        """All endpoints as they are at the pool's `version`, made once for each."""
-        if self.version != version:
-            self.endpoints = tuple([worker.endpoint for worker in self.workers])
-            self.version = version
-        return self.endpoints
+    def seat(self, seat: int, endpoint: Endpoint) -> None:
+        """The worker in this seat describes itself anew."""
+        before = self._endpoints[seat]
+        self._endpoints[seat] = endpoint
+        self._taken = None
+        if before.state is not endpoint.state or (before.room > 0) != (endpoint.room > 0):
+            self._agreement = None
 
-    def learn_length(self, worker: WorkerRecord, prompt_tokens: int, prompt_bytes: int, now: float) -> None:
-        """A prompt of so many bytes had so many tokens, as `worker` counted them."""
+    def snapshot(self, now: float) -> Snapshot:
+        """All endpoints as they are."""
+        endpoints, agreement = self._taken, self._agreement
+        if endpoints is None:
+            endpoints = self._taken = tuple(self._endpoints)
+        if agreement is None:
+            agreement = self._agreement = Agreement(
+                all(endpoint.spec.role is Role.MIXED for endpoint in endpoints),
+                all(endpoint.state is _READY for endpoint in endpoints),
+                all(endpoint.room > 0 for endpoint in endpoints),
+            )
+        return Snapshot(now, self.pick_count, endpoints, agreement)
+
+    def _number(self) -> None:
+        self._endpoints = [worker.endpoint for worker in self.workers]
+        self._taken = self._agreement = None
+        for seat, worker in enumerate(self.workers):
+            worker.seats = [*((served, other) for served, other in worker.seats if served is not self), (self, seat)]
+
+    def learn_length(self, prompt_tokens: int, prompt_bytes: int, now: float) -> None:
+        """A prompt of so many bytes had so many tokens."""
         # A token covers a byte at least, but for those of the chat template, which short prompts mostly are.
         ratio = min(1.0, prompt_tokens / prompt_bytes)
-        self.tokens_per_byte.observe(ratio, now, weight=min(prompt_bytes, MAX_LESSON_BYTES))
-        self.bound_prefixes(worker, now)
+        self.tokens_per_byte.observe(ratio, now, min(prompt_bytes, MAX_LESSON_BYTES))
 
     def bound_prefixes(self, worker: WorkerRecord, now: float) -> None:
         """Believe no more of a worker than its KV cache can hold."""
@@ -132,15 +171,18 @@ class ModelRecord:
         self.prefixes.set_capacity(worker.spec.worker_id, min(MAX_CAPACITY_BLOCKS, blocks))
 
     def hit_tokens(
-        self, facts: RouteFacts, tokens_per_byte: float, workers: Mapping[WorkerId, WorkerRecord]
-    ) -> dict[WorkerId, float]:
+        self, facts: RouteFacts, tokens_per_byte: float, trust_ratios: Mapping[WorkerId, float]
+    ) -> Mapping[WorkerId, float]:
         """Tokens of the prompt that each worker is believed to hold, as far as each is trusted."""
-        if not facts.prefix_hashes:
-            return {}
+        holders = self.prefixes.holders(facts.prefix_hashes)
+        if not holders:
+            return NO_HITS
         # The blocks of a prompt are no longer than the prompt, whatever a caller says of their size.
         block_bytes = min(facts.prefix_block_bytes, facts.prompt_bytes / len(facts.prefix_hashes))
         block_tokens = block_bytes * tokens_per_byte
-        return {
-            worker_id: blocks * block_tokens * workers[worker_id].trust_ratio
-            for worker_id, blocks in self.prefixes.hit_blocks(facts.prefix_hashes).items()
-        }
+        hit_tokens: dict[WorkerId, float] = {}
+        for holding, blocks in holders:
+            tokens = blocks * block_tokens
+            for worker_id in holding:
+                hit_tokens[worker_id] = tokens * trust_ratios[worker_id]
+        return hit_tokens

@@ -1,11 +1,16 @@
-"""The nouns of routing: workers, leases, load reports, endpoints, requests, decisions. Values only, no behaviour."""
+"""The nouns of routing: workers, leases, load reports, endpoints, requests, decisions. Values only, no behaviour.
+
+What every request makes anew is a named tuple: a frozen dataclass writes each of its fields through a function call,
+which for all of them together would be a tenth of what a route costs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from types import MappingProxyType
+from typing import NamedTuple, NewType
 
 WorkerId = NewType("WorkerId", str)
 """The name under which operators know a worker; its advertised address unless it was given one."""
@@ -17,6 +22,9 @@ Ticket = NewType("Ticket", int)
 """The number of one dispatch, given by the scheduler; 0 stands for none."""
 
 NO_TICKET = Ticket(0)
+
+NO_HITS: Mapping[WorkerId, float] = MappingProxyType({})
+"""Nobody holds anything of a prompt."""
 
 
 class Role(StrEnum):
@@ -91,8 +99,7 @@ class TicketPhase(StrEnum):
     """The request has left the worker, for whatever reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class TicketUpdate:
+class TicketUpdate(NamedTuple):
     """A worker's news of one dispatch. Token counts are 0 while unknown."""
 
     ticket: Ticket
@@ -128,12 +135,13 @@ class LoadReport:
     """Whether the engine cannot serve now."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Endpoint:
     """A worker as a policy sees it: what it is, what it last reported, and the credit given since.
 
     Credit is the expected work of dispatches that no report has acknowledged yet. It is never negative, and `load`
-    and credit never count the same dispatch twice.
+    and credit never count the same dispatch twice. An endpoint never changes, it is replaced; it is not frozen because
+    one is made for every pick and every report, and read by loops to which a tuple's fields are too slow.
     """
 
     spec: WorkerSpec
@@ -155,12 +163,13 @@ class Endpoint:
     room: int = field(init=False)
     """How many more requests the worker would take now, to run or to wait; negative when it is over its capacity.
 
-    Stored rather than computed when asked, because every pick reads it of every endpoint.
+    Stored rather than computed when asked, because a pick may read it of every endpoint.
     """
 
     def __post_init__(self) -> None:
-        capacity = self.spec.capacity
-        object.__setattr__(self, "room", capacity.max_sequences + capacity.max_queued_requests - self.requests)
+        capacity, load = self.spec.capacity, self.load
+        requests = load.queued_requests + load.running_requests + self.credit_requests
+        self.room = capacity.max_sequences + capacity.max_queued_requests - requests
 
     @property
     def worker_id(self) -> WorkerId:
@@ -186,18 +195,27 @@ class Endpoint:
         return self.load.tokens_in_flight + self.credit_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Agreement(NamedTuple):
+    """What is known to hold for every endpoint of a snapshot. False where it does not, or where nobody has looked."""
+
+    all_mixed: bool = False
+    """All take whole requests."""
+    all_ready: bool = False
+    all_roomy: bool = False
+    """All would take one more request."""
+
+
+class Snapshot(NamedTuple):
     """All endpoints that serve one model at one moment, ordered by worker id."""
 
     taken_at: float
     pick_count: int
     """How many picks were made for this model before; round robin counts with it."""
     endpoints: tuple[Endpoint, ...]
+    agreement: Agreement = Agreement()
 
 
-@dataclass(frozen=True, slots=True)
-class RouteFacts:
+class RouteFacts(NamedTuple):
     """What a caller of Route says of a request; never its text."""
 
     request_id: str
@@ -213,14 +231,13 @@ class RouteFacts:
     tried: frozenset[WorkerId] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class PickRequest:
+class PickRequest(NamedTuple):
     """The facts of a request that a policy may use: `RouteFacts` in tokens, with what the pool remembers."""
 
     model: str
     prompt_tokens: int = 0
     """Estimated from bytes; exact counts arrive with reports."""
-    hit_tokens: Mapping[WorkerId, float] = field(default_factory=dict)
+    hit_tokens: Mapping[WorkerId, float] = NO_HITS
     """Prompt tokens each worker is expected to hold in its prefix cache, at most all of them; absent means 0."""
     max_output_tokens: int = 0
     """0 when the client set no limit."""
@@ -241,8 +258,7 @@ class RefusalReason(StrEnum):
     """Ready workers serve it, but none has room."""
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(NamedTuple):
     """A pick: the endpoint, who else could do it, and what was thought."""
 
     endpoint: Endpoint
@@ -264,8 +280,7 @@ class Refused:
 Decision = Routed | Refused
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A worker to send a request to."""
 
     worker_id: WorkerId
@@ -274,8 +289,7 @@ class Target:
     """HOST:PORT of its GenerationService."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """The scheduler's answer to a caller: where to go, under which ticket."""
 
     target: Target

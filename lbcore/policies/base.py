@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Protocol
 
-from lbcore.types import Endpoint, PickRequest, RefusalReason, Snapshot
+from lbcore.types import Agreement, Endpoint, PickRequest, RefusalReason, Snapshot
 
 
 class Filter(Protocol):
@@ -18,6 +18,13 @@ class Filter(Protocol):
 
     refusal: ClassVar[RefusalReason]
     """Why a request is refused of which this filter keeps nobody."""
+
+    def keeps_all(self, request: PickRequest, agreement: Agreement) -> bool:
+        """Whether it surely keeps every endpoint of a snapshot with this agreement, so that nobody need look at each.
+
+        False is never wrong, only slower.
+        """
+        ...
 
     def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
         """Those of the candidates that may, in their order."""

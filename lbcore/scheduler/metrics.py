@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Metric
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -33,7 +32,7 @@ class SchedulerMetrics:
 
     def __init__(self, pool: WorkerPool, clock: Clock) -> None:
         self.registry = CollectorRegistry()
-        self._routed = Counter("lb_scheduler_routed", "Requests routed.", ["worker_id"], registry=self.registry)
+        self._routed: dict[WorkerId, int] = {}
         self._refused = Counter(
             "lb_scheduler_refused", "Requests nobody could take, by reason.", ["reason"], registry=self.registry
         )
@@ -45,12 +44,13 @@ class SchedulerMetrics:
         )
         for reason in RefusalReason:
             self._refused.labels(reason.value)
+        self.registry.register(_RoutedCollector(self._routed))
         self.registry.register(_EndpointCollector(pool, clock))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
     def routed(self, worker_id: WorkerId) -> None:
-        self._routed.labels(worker_id).inc()
+        self._routed[worker_id] = self._routed.get(worker_id, 0) + 1
 
     def refused(self, reason: RefusalReason) -> None:
         self._refused.labels(reason.value).inc()
@@ -63,8 +63,21 @@ class SchedulerMetrics:
 
     def forget(self, worker_id: WorkerId) -> None:
         """Drops what was counted for a worker that is gone, so that labels do not grow for ever."""
-        with suppress(KeyError):
-            self._routed.remove(worker_id)
+        self._routed.pop(worker_id, None)
+
+
+class _RoutedCollector(Collector):
+    """Counts that everything on the event loop adds to: a `Counter` takes a lock and checks its labels every time."""
+
+    def __init__(self, routed: Mapping[WorkerId, int]) -> None:
+        self._routed = routed
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily("lb_scheduler_routed", "Requests routed.", labels=["worker_id"])
+        # A copy: the scrape is on a thread of its own where the metrics server says so.
+        for worker_id, count in [*self._routed.items()]:
+            family.add_metric([worker_id], count)
+        yield family
 
 
 class _EndpointCollector(Collector):

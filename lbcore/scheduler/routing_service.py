@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from functools import lru_cache
 from typing import Any
 
 import grpc
 
+from lbcore import types
 from lbcore.api.v1 import routing_pb2, routing_pb2_grpc
 from lbcore.errors import LoadBalancerError
 from lbcore.pool_events import CreditReleased, Released
 from lbcore.scheduler.state import SchedulerState
-from lbcore.types import Ticket
+from lbcore.types import Target, Ticket
 from lbcore.wire.convert import facts_from_proto, route_to_proto, worker_status_to_proto
 from lbcore.wire.mux import serve_mux
 from lbcore.wire.outbox import Outbox
 from lbcore.wire.server import Registration, service
 from lbcore.wire.status import abort, failure_from_error
+
+_MAX_ANSWERS = 4096
+"""Answers that are never parted: at some 300 bytes each about a megabyte, far below the bound of a message."""
 
 
 class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
@@ -33,7 +38,7 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         self, message: routing_pb2.RouteRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> routing_pb2.RouteResponse:
         try:
-            return self._route(message)
+            return route_to_proto(self._decide(message))
         except LoadBalancerError as error:
             await abort(context, error)
 
@@ -42,17 +47,15 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         request_iterator: AsyncIterator[routing_pb2.RouteStreamRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
-        outbox: Outbox[routing_pb2.RouteResult] = Outbox()
+        outbox: Outbox[routing_pb2.RouteStreamResponse] = Outbox()
 
         def deliver(message: routing_pb2.RouteStreamRequest) -> None:
-            self._release(message.abandoned_tickets)
-            for call in message.calls:
-                result = routing_pb2.RouteResult(call_id=call.call_id)
-                try:
-                    result.response.CopyFrom(self._route(call.request))
-                except LoadBalancerError as error:
-                    result.failure.CopyFrom(failure_from_error(error))
-                outbox.put(result)
+            if message.abandoned_tickets:
+                self._release(message.abandoned_tickets)
+            calls = message.calls
+            for start in range(0, len(calls), _MAX_ANSWERS):
+                answers = self._answers(calls[start : start + _MAX_ANSWERS])
+                outbox.put(answers, answers.ByteSize())
 
         await serve_mux(context, deliver, outbox, _batch)
 
@@ -71,17 +74,46 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
                 removed_worker_ids=step.removed,
             )
 
-    def _route(self, message: routing_pb2.RouteRequest) -> routing_pb2.RouteResponse:
+    def _answers(self, calls: Iterable[routing_pb2.RouteCall]) -> routing_pb2.RouteStreamResponse:
+        answers = routing_pb2.RouteStreamResponse()
+        for call in calls:
+            # Filled in where it stands: a message that is made elsewhere is copied into the one that holds it.
+            result = answers.results.add()
+            result.call_id = call.call_id
+            try:
+                route = self._decide(call.request)
+            except LoadBalancerError as error:
+                result.failure.CopyFrom(failure_from_error(error))
+                continue
+            response = result.response
+            response.worker.CopyFrom(_target(route.target))
+            response.ticket = route.ticket
+            for fallback in route.fallbacks:
+                response.fallbacks.append(_target(fallback))
+            response.predicted_ttft_ms = route.predicted_ttft_ms
+        return answers
+
+    def _decide(self, message: routing_pb2.RouteRequest) -> types.Route:
         # Before the decision: the failed attempt's work is not on its worker any more.
-        self._release(message.abandoned_tickets)
-        return route_to_proto(self._state.route(facts_from_proto(message)))
+        if message.abandoned_tickets:
+            self._release(message.abandoned_tickets)
+        return self._state.route(facts_from_proto(message))
 
     def _release(self, tickets: Any) -> int:
-        if not tickets:
-            return 0
         effects = self._state.handle(Released(tuple(Ticket(ticket) for ticket in tickets)))
         return sum(effect.count for effect in effects if isinstance(effect, CreditReleased))
 
 
-def _batch(items: list[routing_pb2.RouteResult]) -> routing_pb2.RouteStreamResponse:
-    return routing_pb2.RouteStreamResponse(results=items)
+def _batch(answers: list[routing_pb2.RouteStreamResponse]) -> routing_pb2.RouteStreamResponse:
+    if len(answers) == 1:
+        return answers[0]
+    batch = routing_pb2.RouteStreamResponse()
+    for some in answers:
+        batch.MergeFrom(some)
+    return batch
+
+
+@lru_cache(maxsize=4096)
+def _target(target: Target) -> routing_pb2.WorkerTarget:
+    """To be copied, never changed: the same for every route to a worker."""
+    return routing_pb2.WorkerTarget(worker_id=target.worker_id, epoch=target.epoch, address=target.address)

@@ -33,7 +33,7 @@ from lbcore.pool_events import (
 )
 from lbcore.scheduler.metrics import SchedulerMetrics
 from lbcore.scheduler.table import Table
-from lbcore.types import Endpoint, RefusalReason, Refused, Route, RouteFacts, Target, Ticket, WorkerSpec
+from lbcore.types import RefusalReason, Refused, Route, RouteFacts, Target, Ticket, WorkerId, WorkerSpec
 
 log = structlog.get_logger()
 
@@ -61,6 +61,10 @@ class SchedulerState:
         self._replaced: dict[tuple[str, int], None] = {}
         self._policy = policy
         self._rng = rng
+        # Where each worker is, so that it is said once for an epoch and not with every route.
+        self._targets: dict[WorkerId, Target] = {}
+        # Bound once: the module's `log` looks its configuration up with every call, shown or not.
+        self._log = structlog.get_logger().bind()
         # The epoch in the high bits: tickets of an earlier scheduler mean nothing to this one.
         self._tickets = count(((epoch & 0xFFFFFF) << 39) + 1)
 
@@ -76,21 +80,24 @@ class SchedulerState:
         if isinstance(decision, Refused):
             self.metrics.refused(decision.reason)
             raise self._refusal(decision.reason, facts.model)
+        endpoint, fallbacks, predicted_ttft_ms, _ = decision
         ticket = Ticket(next(self._tickets))
-        self.pool.handle(Dispatched(ticket, decision.endpoint.worker_id, request, facts), now)
-        self.metrics.routed(decision.endpoint.worker_id)
-        log.debug(
+        worker_id = endpoint.spec.worker_id
+        self.pool.handle(Dispatched(ticket, worker_id, request, facts), now)
+        self.metrics.routed(worker_id)
+        self._log.debug(
             "routed",
             request_id=facts.request_id,
-            worker_id=decision.endpoint.worker_id,
+            worker_id=worker_id,
             ticket=ticket,
-            predicted_ttft_ms=decision.predicted_ttft_ms,
+            predicted_ttft_ms=predicted_ttft_ms,
         )
+        targets = self._targets
         return Route(
-            _target(decision.endpoint),
+            targets[worker_id],
             ticket,
-            tuple(_target(endpoint) for endpoint in decision.fallbacks),
-            decision.predicted_ttft_ms,
+            tuple([targets[other.spec.worker_id] for other in fallbacks]),
+            predicted_ttft_ms,
         )
 
     def admit(self, spec: WorkerSpec) -> None:
@@ -121,6 +128,7 @@ class SchedulerState:
                     models=list(spec.model_names),
                 )
                 self._names_seen.update(spec.model_names)
+                self._targets[spec.worker_id] = Target(spec.worker_id, spec.epoch, spec.address)
                 self.table.changed(spec.worker_id)
             case WorkerReturned(spec):
                 log.info("worker_returned", worker_id=spec.worker_id)
@@ -136,12 +144,12 @@ class SchedulerState:
                 self.table.changed(spec.worker_id)
             case WorkerLeft(spec):
                 log.info("worker_left", worker_id=spec.worker_id)
-                self.metrics.forget(spec.worker_id)
+                self._forget(spec.worker_id)
                 self.table.changed(spec.worker_id)
             case WorkerLost(spec, why):
                 log.warning("worker_lost", worker_id=spec.worker_id, reason=why)
                 self.metrics.lost(why)
-                self.metrics.forget(spec.worker_id)
+                self._forget(spec.worker_id)
                 self._end_stream(spec, why)
                 self.table.changed(spec.worker_id)
             case ReportRejected(worker_id):
@@ -149,6 +157,10 @@ class SchedulerState:
             case TicketsExpired(number):
                 log.warning("tickets_expired", count=number)
                 self.metrics.expired(number)
+
+    def _forget(self, worker_id: WorkerId) -> None:
+        del self._targets[worker_id]
+        self.metrics.forget(worker_id)
 
     def _end_stream(self, spec: WorkerSpec, why: str) -> None:
         is_replaced = why == "replaced"
@@ -173,7 +185,3 @@ class SchedulerState:
 
 def _name_taken() -> NameTaken:
     return NameTaken("Another process registered under this name.")
-
-
-def _target(endpoint: Endpoint) -> Target:
-    return Target(endpoint.worker_id, endpoint.spec.epoch, endpoint.spec.address)

@@ -35,6 +35,7 @@ from lbcore.types import (
     EndpointState,
     Epoch,
     LoadReport,
+    Role,
     RouteFacts,
     Ticket,
     TicketPhase,
@@ -150,6 +151,27 @@ class TestReports:
         pool.report(1)
         assert taken.endpoints[0].load.sequence == 0
         assert pool.snapshot(MODEL, 0.1).endpoints[0].load.sequence == 1
+
+    def test_a_snapshot_says_what_holds_for_all(self) -> None:
+        one = Capacity(max_sequences=1)
+        pool = Pool(spec("w0", capacity=one), spec("w1", capacity=one))
+        assert pool.snapshot(MODEL, 0.0).agreement == (True, True, True)
+        pool.dispatch(1, W0)
+        assert pool.snapshot(MODEL, 0.0).agreement == (True, True, False)
+        pool.handle(Released((Ticket(1),)), 0.0)
+        assert pool.snapshot(MODEL, 0.0).agreement == (True, True, True)
+        pool.handle(Disconnected(W0, Epoch(1), connection=0), 0.0)
+        assert pool.snapshot(MODEL, 0.0).agreement == (True, False, True)
+        pool.handle(Deregistered(W0, Epoch(1)), 0.0)
+        assert pool.snapshot(MODEL, 0.0).agreement == (True, True, True)
+        pool.handle(Registered(spec("w2", role=Role.DECODE), 2), 0.0)
+        assert pool.snapshot(MODEL, 0.0).agreement == (False, True, True)
+
+    def test_a_worker_of_several_models_changes_in_each_of_their_snapshots(self) -> None:
+        pool = Pool(spec("w1", models=("a", "b")), spec("w0", models=("b",)))
+        pool.handle(DrainNoticed(W1, Epoch(1)), 0.1)
+        states = {name: [one.state for one in pool.snapshot(name, 0.1).endpoints] for name in ("a", "b")}
+        assert states == {"a": [DRAINING], "b": [READY, DRAINING]}
 
 
 class TestLeaving:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import OrderedDict
 
 from hypothesis import given, settings
@@ -103,6 +104,37 @@ def test_a_worker_in_the_place_of_a_dropped_one_inherits_nothing() -> None:
     index.add(B, (3,))
     assert index.hit_blocks((1, 2)) == {}
     assert index.hit_blocks((3,)) == {B: 1}
+
+
+def test_what_others_begin_is_split_without_making_it_any_younger() -> None:
+    index = PrefixIndex()
+    index.set_capacity(A, 5)
+    for worker in (A, B):
+        index.add(worker, (1, 2, 3, 4))
+    index.add(A, (9,))
+    index.add(B, (1, 2, 7))
+    index.add(A, (8,))
+    assert index.hit_blocks((1, 2, 3, 4)) == {A: 3, B: 4}
+    index.set_capacity(A, 3)
+    assert index.hit_blocks((1, 2, 3, 4)) == {A: 1, B: 4}
+    assert (index.hit_blocks((9,)), index.hit_blocks((8,))) == ({A: 1}, {A: 1})
+    index.set_capacity(A, 2)
+    assert index.hit_blocks((1, 2, 3, 4)) == {B: 4}
+    assert index.hit_blocks((1, 2, 7)) == {B: 3}
+
+
+def test_a_conversation_takes_no_more_memory_than_one_long_prompt() -> None:
+    # Segments are counted by their cost: 290 bytes each would show beside 8 for a block.
+    def size(step: int) -> int:
+        tracemalloc.start()
+        index = PrefixIndex()
+        for end in range(step, 2001, step):
+            index.add(A, tuple(range(end)))
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return taken
+
+    assert size(10) < size(2000) + 10_000
 
 
 def test_without_workers_nothing_is_kept() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lbcore.types import Endpoint, PickRequest, RefusalReason
+from lbcore.types import Agreement, Endpoint, PickRequest, RefusalReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,9 @@ class HasRoom:
     """Candidates with a free place among their sequences or in their queue."""
 
     refusal: ClassVar[RefusalReason] = RefusalReason.SATURATED
+
+    def keeps_all(self, request: PickRequest, agreement: Agreement) -> bool:
+        return agreement.all_roomy
 
     def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
         return [candidate for candidate in candidates if candidate.room > 0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lbcore.types import Endpoint, EndpointState, PickRequest, RefusalReason
+from lbcore.types import Agreement, Endpoint, EndpointState, PickRequest, RefusalReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,9 @@ class Ready:
     """
 
     refusal: ClassVar[RefusalReason] = RefusalReason.NO_READY_WORKER
+
+    def keeps_all(self, request: PickRequest, agreement: Agreement) -> bool:
+        return agreement.all_ready
 
     def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
         ready, silent = EndpointState.READY, EndpointState.SILENT

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lbcore.types import Endpoint, PickRequest, RefusalReason
+from lbcore.types import Agreement, Endpoint, PickRequest, RefusalReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,9 @@ class Untried:
 
     refusal: ClassVar[RefusalReason] = RefusalReason.NO_READY_WORKER
 
+    def keeps_all(self, request: PickRequest, agreement: Agreement) -> bool:
+        return not request.tried
+
     def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
         tried = request.tried
-        if not tried:
-            return candidates
         return [candidate for candidate in candidates if candidate.spec.worker_id not in tried]

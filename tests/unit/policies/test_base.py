@@ -1,13 +1,17 @@
-"""Scorers put together."""
+"""Scorers put together, and what every filter may skip."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
+from hypothesis import given, settings
+
 from lbcore.policies.base import WeightedScores
-from lbcore.types import Endpoint, PickRequest
-from tests.fleet import MODEL, endpoint
+from lbcore.policies.registry import FILTERS
+from lbcore.types import Agreement, Endpoint, EndpointState, PickRequest, Role
+from tests.fleet import MODEL, endpoint, scenes
 
 
 @dataclass(frozen=True)
@@ -25,3 +29,24 @@ def test_weighted_scores_add_up_and_the_best_costs_least() -> None:
 
 def test_without_scorers_all_cost_the_same() -> None:
     assert WeightedScores().cost(PickRequest(MODEL), [endpoint("a"), endpoint("b")]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", sorted(FILTERS))
+@settings(derandomize=True, max_examples=200, deadline=None, database=None)
+@given(scene=scenes())
+def test_a_filter_that_says_it_keeps_all_keeps_all(name: str, scene: tuple[PickRequest, list[Endpoint]]) -> None:
+    request, candidates = scene
+    agreement = Agreement(
+        all(candidate.spec.role is Role.MIXED for candidate in candidates),
+        all(candidate.state is EndpointState.READY for candidate in candidates),
+        all(candidate.room > 0 for candidate in candidates),
+    )
+    part = FILTERS[name]()
+    if part.keeps_all(request, agreement):
+        assert list(part.keep(request, candidates)) == candidates
+
+
+@pytest.mark.parametrize("name", ["has_room", "ready", "role"])
+def test_where_nobody_has_looked_a_filter_looks_itself(name: str) -> None:
+    assert not FILTERS[name]().keeps_all(PickRequest(MODEL), Agreement())
+    assert FILTERS[name]().keeps_all(PickRequest(MODEL), Agreement(True, True, True))
