@@ -1,1 +1,5 @@
 """The gateway process: OpenAI HTTP in front, gRPC behind. Pure rooms check and render; `handlers` is the shell."""
+
+from lbcore.grpc_threads import poll_in_one_thread
+
+poll_in_one_thread()

@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from gateway.config import GatewayConfig
+from gateway.exchange import Exchanges
 from gateway.fleet import Fleet
 from gateway.handlers import Handlers
 from gateway.metrics import GatewayMetrics
@@ -19,6 +20,7 @@ from gateway.processes import Place
 from lbcore.clock import Clock
 from lbcore.dispatch import Dispatcher
 from lbcore.errors import ConfigError
+from lbcore.garbage import look_seldom
 from lbcore.metrics import MetricsServer
 from lbcore.wire.clients import GenerationClients, RoutingClient
 
@@ -40,15 +42,11 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
     metrics = GatewayMetrics()
     fleet = Fleet(on_change=workers.keep_only)
     dispatcher = Dispatcher(routing, workers, clock)
-    handlers = Handlers(config, dispatcher, fleet, metrics, clock, place)
-    # Cancellation: a client that goes away must stop its request at the worker, streaming or not.
-    runner = web.AppRunner(
-        handlers.application(),
-        access_log=None,
-        logger=_unparsable,
-        handler_cancellation=True,
-        shutdown_timeout=config.drain_timeout_s,
-    )
+    rng = Random(SystemRandom().randrange(2**64))
+    exchanges = Exchanges(config, dispatcher.start, fleet, metrics, clock)
+    handlers = Handlers(exchanges, rng, place)
+    server = handlers.server(logger=_unparsable)
+    runner = web.ServerRunner(server, shutdown_timeout=config.drain_timeout_s)
     await runner.setup()
     try:
         await web.TCPSite(runner, config.host, config.port, reuse_port=place is not None).start()
@@ -56,7 +54,7 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
         await runner.cleanup()
         raise ConfigError(f"--port: cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
     loop = asyncio.get_running_loop()
-    following = loop.create_task(fleet.follow(routing, Random(SystemRandom().randrange(2**32))))
+    following = loop.create_task(fleet.follow(routing, rng))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -69,6 +67,7 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
     if place is not None:
         await own_page.start_unix(place.own_socket)
     host, port = runner.addresses[0][:2]
+    look_seldom()
     log.info("ready", http=f"{host}:{port}", scheduler=config.scheduler, index=place.index if place else 0)
     try:
         await stop.wait()
@@ -77,7 +76,7 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
             following.result()
         if parent is not None:
             loop.remove_reader(parent.sentinel)
-        log.info("draining", requests=handlers.in_flight, timeout_s=config.drain_timeout_s)
+        log.info("draining", requests=exchanges.in_flight, timeout_s=config.drain_timeout_s)
         handlers.draining = True
     finally:
         await runner.cleanup()

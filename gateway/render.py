@@ -5,7 +5,7 @@ Per token nothing is rendered but the text: what stays the same in all chunks of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 
@@ -44,12 +44,21 @@ class Chunks:
         self.is_over = False
         """The end was rendered, good or bad; the rest is ignored."""
 
-    def render(self, events: Iterable[Event]) -> bytes:
+    def render(self, events: Sequence[Event]) -> bytes:
         """The frames for these events; empty when there is nothing to show.
 
         A failure becomes an error event; but as long as nothing was rendered it is raised, since then it can still be
         answered with a status.
         """
+        if len(events) == 1:
+            # As nearly every batch is of a stream under way.
+            (event,) = events
+            if type(event) is Delta and event.text:
+                edges = self._edges.get(event.choice)
+                if edges is not None and not (
+                    event.finish_reason or event.logprobs or event.tool_calls or event.reasoning
+                ):
+                    return edges[0] + one_line(orjson.dumps(event.text)) + edges[1]
         frames: list[bytes] = []
         for event in events:
             if self.is_over:

@@ -169,7 +169,7 @@ class Client:
             prefix_block_bytes=PREFIX_BLOCK_BYTES,
             max_output_tokens=limit if type(limit) is int else 0,
         )
-        async with aclosing(self._dispatcher.run(facts, request)) as batches:
+        async with aclosing(self._dispatcher.batches(facts, request)) as batches:
             async for batch in batches:
                 for event in batch:
                     yield event

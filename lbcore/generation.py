@@ -1,10 +1,14 @@
-"""The nouns of generation: a request for an engine, and the events it answers with. Values only."""
+"""The nouns of generation: a request for an engine, and the events it answers with. Values only.
+
+What every request and every token makes anew is a named tuple: a frozen dataclass takes twice as long to make.
+"""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from lbcore.errors import EngineFailed, LoadBalancerError
 from lbcore.types import NO_TICKET, Ticket
@@ -21,8 +25,7 @@ class Dialect(StrEnum):
     """POST /v1/embeddings"""
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
+class GenerationRequest(NamedTuple):
     """One request as it travels from gateway to engine."""
 
     request_id: str
@@ -73,8 +76,7 @@ class TokenLogprob:
     top: tuple[TopLogprob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """The engine has taken up the prompt. Counts are what is known by now: `Finished` has the last word."""
 
     prompt_tokens: int
@@ -82,8 +84,7 @@ class Started:
     cached_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """What one choice gained. Never splits a UTF-8 character; a choice's deltas joined are its answer."""
 
     choice: int = 0
@@ -117,8 +118,7 @@ class Embedding:
         return struct.unpack(f"<{len(self.values) // 4}f", self.values)
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """The end of a good answer, with its usage in tokens over all choices, or over all inputs of embeddings."""
 
     prompt_tokens: int
@@ -126,8 +126,7 @@ class Finished:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """The end of a bad answer."""
 
     error: LoadBalancerError

@@ -6,6 +6,7 @@ look like secrets never come out; fields that hold what users say come out at de
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import json
@@ -49,8 +50,8 @@ def setup(process: str, level: str = "info", stream: BinaryIO | None = None) -> 
     Called once, before the first event of the process.
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    line = _Line(process)
     output = _Output(stream or sys.stdout.buffer)
+    line = _Line(process, output, threshold)
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, line],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -62,16 +63,52 @@ def setup(process: str, level: str = "info", stream: BinaryIO | None = None) -> 
     root.setLevel(max(threshold, logging.INFO))
 
 
+def info_often(event: str, fields: dict[str, str | int | float | None]) -> None:
+    """The same as `info`, at a quarter of its price, for an event that every request has.
+
+    Fields must be plain, and must not have names that are kept secret. Lines that belong to one turn of the event loop
+    are written at its end, together.
+    """
+    line = structlog.get_config()["processors"][-1]
+    if type(line) is _Line:
+        line.often(event, fields)
+    else:
+        # Not set up, or a test listens.
+        structlog.get_logger().info(event, **fields)
+
+
 class _Line:
     """Renders an event; the last processor."""
 
-    def __init__(self, process: str) -> None:
+    def __init__(self, process: str, output: _Output, threshold: int) -> None:
         self._process = process
+        self._output = output
+        self._is_info_wanted = threshold <= logging.INFO
+        self._second = -1
+        self._second_text = ""
+
+    def often(self, event: str, fields: dict[str, str | int | float | None]) -> None:
+        """See `info_often`."""
+        if not self._is_info_wanted:
+            return
+        entry = {"timestamp": self._timestamp(), "level": "info", "process": self._process, "event": event, **fields}
+        try:
+            self._output.soon(orjson.dumps(entry))
+        except TypeError:
+            self._output.msg(json.dumps(entry, default=str).encode())
+
+    def _timestamp(self) -> str:
+        now = unix_time_s()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._second_text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+        return f"{self._second_text}.{int((now - second) * 1000):03d}Z"
 
     def __call__(self, _: object, method: str, event: EventDict) -> bytes:
         event = structlog.processors.format_exc_info(None, method, event)
         entry: dict[str, object] = {
-            "timestamp": datetime.fromtimestamp(unix_time_s(), UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+            "timestamp": self._timestamp(),
             "level": method,
             "process": self._process,
             "event": event.pop("event", ""),
@@ -131,9 +168,28 @@ class _Output:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream: BinaryIO | None = stream
         self._lock = threading.Lock()
+        self._soon: list[bytes] = []
+
+    def soon(self, line: bytes) -> None:
+        """Writes a line at the end of this turn of the event loop; at once where there is none."""
+        if not self._soon:
+            try:
+                asyncio.get_running_loop().call_soon(self._write_soon)
+            except RuntimeError:
+                self.msg(line)
+                return
+        self._soon.append(line)
+
+    def _write_soon(self) -> None:
+        if self._soon:
+            last = self._soon.pop()
+            self.msg(last)
 
     def msg(self, line: bytes) -> None:
         with self._lock:
+            if self._soon:
+                line = b"\n".join((*self._soon, line))
+                self._soon.clear()
             if self._stream is None:
                 return
             try:

@@ -12,6 +12,7 @@ import structlog
 
 from lbcore.clock import Clock, unix_time_s
 from lbcore.errors import ConfigError, EngineFailed, NameTaken, WorkerUnreachable
+from lbcore.garbage import look_seldom
 from lbcore.metrics import MetricsServer
 from lbcore.types import Capacity, Epoch, LoadReport, ServedModel, WorkerId, WorkerSpec
 from lbcore.wire.server import GrpcServer
@@ -72,6 +73,7 @@ class Worker:
             await server.start()
             await server.set_serving(True)
             spec = _spec(config, self._model_names, address, labels, info)
+            look_seldom()
             log.info(
                 "ready",
                 grpc=f"{config.host}:{port}",

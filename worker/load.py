@@ -6,8 +6,6 @@ prompt tokens plus the tokens generated so far; before the engine has counted th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from lbcore.types import NO_TICKET, LoadReport, Ticket, TicketPhase, TicketUpdate
 from worker.engine import EngineLoad
 
@@ -18,20 +16,20 @@ MAX_NEWS = 10_000
 """Unacknowledged ticket updates kept while no scheduler listens; one that comes back later has aged them out."""
 
 
-@dataclass(slots=True)
-class _InFlight:
-    ticket: Ticket
-    prompt_tokens: int
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    started: bool = False
-    counted: bool = False
-    """Whether `prompt_tokens` is the engine's count, and not an estimate from bytes."""
-    prefilled: bool = False
+class InFlight:
+    """What is known of one request. `LoadTracker` alone changes it."""
 
-    @property
-    def uncached_tokens(self) -> int:
-        return self.prompt_tokens - self.cached_tokens
+    __slots__ = ("cached_tokens", "counted", "output_tokens", "prefilled", "prompt_tokens", "started", "ticket")
+
+    def __init__(self, ticket: Ticket, prompt_tokens: int) -> None:
+        self.ticket = ticket
+        self.prompt_tokens = prompt_tokens
+        self.cached_tokens = 0
+        self.output_tokens = 0
+        self.started = False
+        self.counted = False
+        """Whether `prompt_tokens` is the engine's count, and not an estimate from bytes."""
+        self.prefilled = False
 
 
 class LoadTracker:
@@ -43,7 +41,7 @@ class LoadTracker:
     """
 
     def __init__(self) -> None:
-        self._in_flight: dict[str, _InFlight] = {}
+        self._in_flight: dict[str, InFlight] = {}
         self._queued = 0
         self._queued_prompt_tokens = 0
         self._tokens_in_flight = 0
@@ -65,29 +63,31 @@ class LoadTracker:
         """Those of them whose prefill has not begun."""
         return self._queued
 
-    def accepted(self, key: str, ticket: Ticket, body_bytes: int) -> None:
+    def accepted(self, key: str, ticket: Ticket, body_bytes: int) -> InFlight:
         """A request was handed to the engine. `key` is unique among requests in flight."""
         estimate = body_bytes // BYTES_PER_TOKEN
-        self._in_flight[key] = _InFlight(ticket, estimate)
+        request = self._in_flight[key] = InFlight(ticket, estimate)
         self._queued += 1
         self._queued_prompt_tokens += estimate
         self._tokens_in_flight += estimate
-        self._tell(TicketUpdate(ticket, TicketPhase.ACCEPTED))
+        if ticket != NO_TICKET:
+            self._tell(ticket, TicketUpdate(ticket, TicketPhase.ACCEPTED))
+        return request
 
     def started(self, key: str, prompt_tokens: int, cached_tokens: int) -> None:
         """The engine has begun with the prompt; it may have counted it (0 for not yet)."""
-        request = self._in_flight[key]
         self._queued -= 1
-        request.started = True
+        self._in_flight[key].started = True
         if prompt_tokens:
             self.counted(key, prompt_tokens, cached_tokens)
 
     def counted(self, key: str, prompt_tokens: int, cached_tokens: int) -> None:
         """The engine has counted the prompt, or counted it again and better."""
         request = self._in_flight[key]
-        self._tokens_in_flight += prompt_tokens - request.prompt_tokens
+        more_prompt_tokens = prompt_tokens - request.prompt_tokens
+        self._tokens_in_flight += more_prompt_tokens
         if not request.prefilled:
-            self._queued_prompt_tokens += (prompt_tokens - cached_tokens) - request.uncached_tokens
+            self._queued_prompt_tokens += more_prompt_tokens - (cached_tokens - request.cached_tokens)
         known = request.prompt_tokens if request.counted else 0
         self._prompt_total += prompt_tokens - known
         self._cached_total += cached_tokens - request.cached_tokens
@@ -111,20 +111,17 @@ class LoadTracker:
             self._end_prefill(request)
         if not request.started:
             self._queued -= 1
-        self._tokens_in_flight -= request.prompt_tokens + request.output_tokens
-        self._tell(
-            TicketUpdate(
-                request.ticket,
-                TicketPhase.FINISHED,
-                request.prompt_tokens if request.counted else 0,
-                request.cached_tokens,
-                request.output_tokens,
-            )
-        )
+        output_tokens, ticket = request.output_tokens, request.ticket
+        self._tokens_in_flight -= request.prompt_tokens + output_tokens
+        if ticket != NO_TICKET:
+            prompt_tokens = request.prompt_tokens if request.counted else 0
+            update = TicketUpdate(ticket, TicketPhase.FINISHED, prompt_tokens, request.cached_tokens, output_tokens)
+            self._tell(ticket, update)
 
     def refused(self, ticket: Ticket) -> None:
         """A request was refused before it reached the engine; its dispatch is over."""
-        self._tell(TicketUpdate(ticket, TicketPhase.FINISHED))
+        if ticket != NO_TICKET:
+            self._tell(ticket, TicketUpdate(ticket, TicketPhase.FINISHED))
 
     def report(self, engine: EngineLoad) -> LoadReport:
         """The next report, with every ticket update that is not acknowledged yet."""
@@ -154,21 +151,22 @@ class LoadTracker:
         """The scheduler has taken in the report with this number, and so everything that older reports said."""
         # Nothing can be heard before it is told.
         sequence = min(sequence, self._sequence)
-        while self._news:
-            ticket = next(iter(self._news))
-            if self._news[ticket][0] > sequence:
-                return
+        told = []
+        for ticket, (number, _) in self._news.items():
+            if number > sequence:
+                break
+            told.append(ticket)
+        for ticket in told:
             del self._news[ticket]
 
-    def _tell(self, update: TicketUpdate) -> None:
-        if update.ticket == NO_TICKET:
-            return
+    def _tell(self, ticket: Ticket, update: TicketUpdate) -> None:
+        news = self._news
         # What finished needs no word of having been accepted; deleting first keeps the dict in the order of reports.
-        self._news.pop(update.ticket, None)
-        self._news[update.ticket] = (self._sequence + 1, update)
-        if len(self._news) > MAX_NEWS:
-            del self._news[next(iter(self._news))]
+        news.pop(ticket, None)
+        news[ticket] = (self._sequence + 1, update)
+        if len(news) > MAX_NEWS:
+            del news[next(iter(news))]
 
-    def _end_prefill(self, request: _InFlight) -> None:
+    def _end_prefill(self, request: InFlight) -> None:
         request.prefilled = True
-        self._queued_prompt_tokens -= request.uncached_tokens
+        self._queued_prompt_tokens -= request.prompt_tokens - request.cached_tokens

@@ -56,6 +56,7 @@ class Reporter:
         self._draining = False
         self._leaving = asyncio.Event()
         self._interval_s = 0.25
+        self._pause_s = COALESCE_S
         self.registered = False
         """Whether the scheduler holds a lease for this worker, as far as is known."""
 
@@ -116,6 +117,7 @@ class Reporter:
                             sender = asyncio.get_running_loop().create_task(self._send(call))
                     case "report_ack":
                         self._load.acknowledged(message.report_ack.sequence)
+                        self._pause_s = max(COALESCE_S, message.report_ack.report_pause_ms / 1000)
                     case "command":
                         self._obey(message.command)
         except grpc.RpcError as error:
@@ -141,9 +143,10 @@ class Reporter:
                     await call.write(registry_pb2.ConnectRequest(deregistration=registry_pb2.Deregistration()))
                     await call.done_writing()
                     return
-                await asyncio.sleep(COALESCE_S)
+                pause_s = min(self._pause_s, self._interval_s)
+                await asyncio.sleep(pause_s)
                 try:
-                    async with asyncio.timeout(self._interval_s - COALESCE_S):
+                    async with asyncio.timeout(self._interval_s - pause_s):
                         await self._news.wait()
                 except TimeoutError:
                     continue

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Any
 
 import grpc
 import structlog
 
 from lbcore.api.v1 import generation_pb2, generation_pb2_grpc
+from lbcore.deadlines import Deadlines
 from lbcore.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -24,13 +24,14 @@ from lbcore.errors import (
     Saturated,
 )
 from lbcore.generation import Delta, Embedding, Event, Failed, Finished, GenerationRequest, Started
+from lbcore.log import info_often
 from lbcore.types import Ticket
-from lbcore.wire.convert import call_event, generation_from_proto, response_from_event
+from lbcore.wire.convert import call_events, generation_from_proto, response_from_event
 from lbcore.wire.mux import serve_mux
-from lbcore.wire.outbox import Outbox
 from lbcore.wire.server import Registration, service
 from lbcore.wire.status import abort
 from worker.engine import Emit, Engine
+from worker.lanes import Lane, Lanes
 from worker.load import LoadTracker
 
 log = structlog.get_logger()
@@ -43,72 +44,92 @@ class Session:
     has let go of it.
     """
 
-    __slots__ = ("_deadline", "_emit", "_owner", "_stopped", "key", "output_tokens", "request_id", "started")
+    __slots__ = (
+        "_counts",
+        "_emit",
+        "_is_over",
+        "_load",
+        "_owner",
+        "_stopped",
+        "_timeout_s",
+        "key",
+        "request_id",
+    )
 
-    def __init__(self, owner: Sessions, key: str, request_id: str, emit: Emit) -> None:
+    def __init__(self, owner: Sessions, key: str, request: GenerationRequest, emit: Emit) -> None:
         self._owner = owner
+        self._load = owner.load
+        self._counts = owner.load.accepted(key, request.ticket, len(request.body))
         self._emit = emit
         self._stopped: LoadBalancerError | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._is_over = False
+        self._timeout_s: float | None = None
         self.key = key
-        self.request_id = request_id
-        self.started: Started | None = None
-        self.output_tokens = 0
+        self.request_id = request.request_id
 
     def take(self, event: Event) -> None:
         """Counts an event of the engine and passes it on."""
-        load = self._owner.load
-        match event:
-            case Delta():
-                # An engine that does not tell tokens still shows progress: a delta is about one.
-                tokens = len(event.token_ids) or (1 if event.text else 0)
-                self.output_tokens += tokens
-                load.generated(self.key, tokens)
-            case Started():
-                self.started = event
-                load.started(self.key, event.prompt_tokens, event.cached_tokens)
-                self._owner.changed()
-            case Embedding():
-                # Nothing was generated, but the prompt is behind it.
-                load.generated(self.key, 0)
-            case Finished():
-                # The engine's own counts have the last word, so that totals agree with the usage clients see.
-                if event.prompt_tokens:
-                    load.counted(self.key, event.prompt_tokens, event.cached_tokens)
-                    self.started = Started(event.prompt_tokens, event.cached_tokens)
-                if event.output_tokens > self.output_tokens:
-                    load.generated(self.key, event.output_tokens - self.output_tokens)
-                    self.output_tokens = event.output_tokens
-                self._end(None)
-            case Failed():
-                self._end(event.error)
+        # Once per token; a `match` would cost as much as all the rest.
+        if type(event) is Delta:
+            # An engine that does not tell tokens still shows progress: a delta is about one.
+            self._load.generated(self.key, len(event.token_ids) or (1 if event.text else 0))
+        elif type(event) is Started:
+            self._load.started(self.key, event.prompt_tokens, event.cached_tokens)
+            self._owner.changed()
+        elif type(event) is Finished:
+            self._count_end(event)
+            self._end(None)
+        elif type(event) is Embedding:
+            # Nothing was generated, but the prompt is behind it.
+            self._load.generated(self.key, 0)
+        elif type(event) is Failed:
+            self._end(event.error)
         if self._stopped is None:
             self._emit(event)
 
     def stop(self, error: LoadBalancerError) -> None:
-        """Ends the request in `error` and tells the engine to let go of it. The second time does nothing."""
-        if self._stopped is None:
+        """Ends the request in `error` and tells the engine to let go of it. Once it has ended this does nothing."""
+        if self._stopped is None and not self._is_over:
             self._stopped = error
             self._emit(Failed(error))
             self._owner.engine.abort(self.key)
 
     def stop_after(self, timeout_s: float) -> None:
         """Gives the request a deadline from now."""
-        error = DeadlineExceeded(f"The request did not finish within {timeout_s:g} s.")
-        self._deadline = asyncio.get_running_loop().call_later(timeout_s, self.stop, error)
+        self._timeout_s = timeout_s
+        self._owner.deadlines.add(self, timeout_s)
+
+    def expire(self) -> None:
+        """Its time is over."""
+        self.stop(DeadlineExceeded(f"The request did not finish within {self._timeout_s:g} s."))
+
+    def _count_end(self, event: Finished) -> None:
+        """The engine's own counts have the last word, so that totals agree with the usage clients see."""
+        counts, prompt_tokens, cached_tokens = self._counts, event.prompt_tokens, event.cached_tokens
+        if prompt_tokens and not (
+            counts.counted and counts.prompt_tokens == prompt_tokens and counts.cached_tokens == cached_tokens
+        ):
+            self._load.counted(self.key, prompt_tokens, cached_tokens)
+        if event.output_tokens > counts.output_tokens:
+            self._load.generated(self.key, event.output_tokens - counts.output_tokens)
 
     def _end(self, error: LoadBalancerError | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._is_over = True
+        if self._timeout_s is not None:
+            self._owner.deadlines.drop(self)
         error = self._stopped or error
         self._owner.end(self, error)
-        log.info(
+        counts = self._counts
+        uncounted = 0 if counts.started else None
+        info_often(
             "request_ended",
-            request_id=self.request_id,
-            reason=error.reason if error is not None else None,
-            prompt_tokens=self.started.prompt_tokens if self.started else None,
-            cached_tokens=self.started.cached_tokens if self.started else None,
-            output_tokens=self.output_tokens,
+            {
+                "request_id": self.request_id,
+                "reason": error.reason if error is not None else None,
+                "prompt_tokens": counts.prompt_tokens if counts.counted else uncounted,
+                "cached_tokens": counts.cached_tokens if counts.counted else uncounted,
+                "output_tokens": counts.output_tokens,
+            },
         )
 
 
@@ -126,6 +147,7 @@ class Sessions:
         """Requests that may be here at once, running and queued."""
         self.ends: Counter[str] = Counter()
         """How many requests ended so far, by the reason of their error; "OK" for those without, or "REFUSED"."""
+        self.deadlines = Deadlines()
         self._sessions: dict[str, Session] = {}
         self._serial = 0
         self._idle = asyncio.Event()
@@ -136,36 +158,34 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def begin(self, request: GenerationRequest, emit: Emit) -> Session | None:
-        """Hands a request to the engine; its events come through `emit`.
-
-        Returns None when it was refused: then `emit` has got a Failed already.
-        """
+    def begin(self, request: GenerationRequest, lane: Lane) -> None:
+        """Hands a request to the engine; its events leave through the lane. A refusal is a Failed there at once."""
         error = self.refusal
         if error is None and len(self._sessions) >= self.capacity:
             error = Saturated("The worker's queue is full.")
         if error is not None:
             self.refused(request.ticket)
-            emit(Failed(error))
-            return None
+            lane.put(Failed(error))
+            return
         # Ids come from clients and may repeat; the engine's must not.
         self._serial += 1
         key = f"{request.request_id}#{self._serial}"
-        session = Session(self, key, request.request_id, emit)
+        session = Session(self, key, request, lane.put)
+        lane.stop = session.stop
+        if not self._sessions:
+            self._idle.clear()
         self._sessions[key] = session
-        self._idle.clear()
-        self.load.accepted(key, request.ticket, len(request.body))
         self.changed()
         try:
-            self.engine.submit(replace(request, request_id=key), session.take)
+            # `_replace` would take twice as long.
+            self.engine.submit(GenerationRequest(key, *request[1:]), session.take)
         except Exception:
             # Against the contract; without this the request would count as load for ever.
             log.exception("engine_refused", request_id=request.request_id)
             session.take(Failed(EngineFailed("The engine could not take the request.")))
-            return None
+            return
         if request.timeout_s is not None:
             session.stop_after(request.timeout_s)
-        return session
 
     def refused(self, ticket: Ticket) -> None:
         """A request that nobody here can take: its dispatch is over."""
@@ -219,74 +239,32 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         except InvalidRequest as error:
             self._sessions.refused(Ticket(message.ticket))
             await abort(context, error)
-        outbox: Outbox[Event] = Outbox()
-        session = self._sessions.begin(request, outbox.put)
+        lanes = Lanes()
+        lane = lanes.open(0, 0)
+        self._sessions.begin(request, lane)
         try:
             while True:
-                for event in await outbox.take():
-                    if isinstance(event, (Finished, Failed)):
-                        session = None
+                for _, event in await lanes.take():
                     if isinstance(event, Failed):
                         await abort(context, event.error)
                     yield response_from_event(event)
                     if isinstance(event, Finished):
                         return
         finally:
-            if session is not None:
-                session.stop(Cancelled("The caller went away."))
+            lane.stop(Cancelled("The caller went away."))
 
     async def GenerateStream(  # noqa: N802
         self,
         request_iterator: AsyncIterator[generation_pb2.GenerateStreamRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
-        outbox: Outbox[tuple[int, Event]] = Outbox()
-        calls: dict[int, Session] = {}
-        half_closed = False
-
-        def close_when_done() -> None:
-            nonlocal half_closed
-            half_closed = True
-            if not calls:
-                outbox.close()
-
-        def begin(message: generation_pb2.GenerateCall) -> None:
-            call_id = message.call_id
-            if call_id in calls:
-                raise InvalidRequest("call_id is that of a call under way", param="call_id")
-
-            def emit(event: Event) -> None:
-                outbox.put((call_id, event))
-                if isinstance(event, (Finished, Failed)):
-                    calls.pop(call_id, None)
-                    if half_closed and not calls:
-                        outbox.close()
-
-            try:
-                request = generation_from_proto(message.request)
-            except InvalidRequest as error:
-                self._sessions.refused(Ticket(message.request.ticket))
-                outbox.put((call_id, Failed(error)))
-                return
-            session = self._sessions.begin(request, emit)
-            if session is not None:
-                calls[call_id] = session
-
-        def deliver(message: generation_pb2.GenerateStreamRequest) -> None:
-            for call in message.calls:
-                begin(call)
-            for call_id in message.cancelled_call_ids:
-                session = calls.pop(call_id, None)
-                if session is not None:
-                    session.stop(Cancelled("The caller went away."))
-
+        stream = _Stream(self._sessions)
         try:
-            await serve_mux(context, deliver, outbox, _batch, close_when_done)
+            await serve_mux(context, stream.deliver, stream.lanes, call_events, stream.lanes.half_close)
         except InvalidRequest as error:
             await abort(context, error)
         finally:
-            for session in [*calls.values()]:
-                session.stop(Cancelled("The caller went away."))
+            stream.stop()
 
     async def Abort(  # noqa: N802
         self, message: generation_pb2.AbortRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -297,5 +275,39 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return generation_pb2.AbortResponse(found=self._sessions.abort(message.request_id))
 
 
-def _batch(items: list[tuple[int, Event]]) -> generation_pb2.GenerateStreamResponse:
-    return generation_pb2.GenerateStreamResponse(events=[call_event(call_id, event) for call_id, event in items])
+class _Stream:
+    """The calls of one GenerateStream."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self.lanes = Lanes()
+
+    def deliver(self, message: generation_pb2.GenerateStreamRequest) -> None:
+        """Takes what the caller said.
+
+        Raises:
+            InvalidRequest: the caller gave a number twice.
+        """
+        for call in message.calls:
+            self._begin(call)
+        for room in message.rooms:
+            self.lanes.make_room(room.call_id, room.event_count)
+        for call_id in message.cancelled_call_ids:
+            lane = self.lanes.drop(call_id)
+            if lane is not None:
+                lane.stop(Cancelled("The caller went away."))
+
+    def stop(self) -> None:
+        """The stream is over, and nobody hears of its calls any more."""
+        for lane in self.lanes:
+            lane.stop(Cancelled("The caller went away."))
+
+    def _begin(self, message: generation_pb2.GenerateCall) -> None:
+        lane = self.lanes.open(message.call_id, message.room)
+        try:
+            request = generation_from_proto(message.request)
+        except InvalidRequest as error:
+            self._sessions.refused(Ticket(message.request.ticket))
+            lane.put(Failed(error))
+            return
+        self._sessions.begin(request, lane)

@@ -9,6 +9,7 @@ from random import Random, SystemRandom
 import structlog
 
 from lbcore.clock import Clock
+from lbcore.garbage import look_seldom
 from lbcore.metrics import MetricsServer
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
@@ -59,6 +60,7 @@ async def run(config: SchedulerConfig, clock: Clock) -> None:
         loop.add_signal_handler(number, stop.set)
     sweeping = loop.create_task(sweep(state))
     sweeping.add_done_callback(lambda task: stop.set())
+    look_seldom()
     log.info(
         "ready",
         grpc=f"{config.host}:{port}",

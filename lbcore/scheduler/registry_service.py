@@ -19,11 +19,25 @@ from lbcore.wire.outbox import Outbox
 from lbcore.wire.server import Registration, service
 from lbcore.wire.status import abort
 
+ACK_EVERY = 16
+"""Reports, of which one is acknowledged. To repeat a few updates of tickets costs less than a message."""
+
+FEW_UPDATES = 32
+"""A report with more of them is acknowledged at once, or a busy worker would repeat hundreds."""
+
+MIN_PAUSE_MS = 10.0
+PAUSE_MS_PER_WORKER = 0.5
+MAX_PAUSE_MS = 200.0
+"""Between two reports of one worker. Credit keeps load exact between reports, so that they need not be many: with half
+a millisecond for each worker a fleet of any size sends at most two thousand in a second."""
+
 
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     """One `Connect` per worker; what is to be sent to a worker waits in its stream's outbox."""
 
-    def __init__(self, state: SchedulerState, lease_ttl_s: float, report_interval_s: float) -> None:
+    def __init__(
+        self, state: SchedulerState, lease_ttl_s: float, report_interval_s: float, ack_every: int = ACK_EVERY
+    ) -> None:
         self._state = state
         self._lease = registry_pb2.Lease(
             ttl_ms=round(lease_ttl_s * 1000),
@@ -31,6 +45,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             scheduler_epoch=state.epoch,
         )
         self._connections = count(1)
+        self._ack_every = ack_every
         self._outboxes: dict[WorkerId, Outbox[registry_pb2.ConnectResponse]] = {}
 
     def registration(self) -> Registration:
@@ -91,6 +106,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         if ending:
             await abort(context, ending[0])
 
+    def _pause_ms(self) -> int:
+        return round(min(max(MIN_PAUSE_MS, PAUSE_MS_PER_WORKER * len(self._outboxes)), MAX_PAUSE_MS))
+
     async def _read(
         self,
         context: grpc.aio.ServicerContext[Any, Any],
@@ -108,8 +126,9 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                         if any(isinstance(effect, ReportRejected) for effect in effects):
                             end(LeaseLost("The lease is over."))
                             return
-                        ack = registry_pb2.ReportAck(sequence=report.sequence)
-                        outbox.put(registry_pb2.ConnectResponse(report_ack=ack))
+                        if len(report.ticket_updates) > FEW_UPDATES or report.sequence % self._ack_every == 0:
+                            ack = registry_pb2.ReportAck(sequence=report.sequence, report_pause_ms=self._pause_ms())
+                            outbox.put(registry_pb2.ConnectResponse(report_ack=ack))
                     case "drain_notice":
                         handle(DrainNoticed(spec.worker_id, spec.epoch))
                     case "deregistration":

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 
 from lbcore.api.v1 import generation_pb2, generation_pb2_grpc, routing_pb2, routing_pb2_grpc
-from lbcore.errors import BodyTooLarge, DeadlineExceeded, NoReadyWorker, WorkerUnreachable
+from lbcore.deadlines import Deadlines
+from lbcore.errors import BodyTooLarge, DeadlineExceeded, LoadBalancerError, NoReadyWorker, WorkerUnreachable
+from lbcore.flow import ROOM, Take
 from lbcore.generation import Event, Failed, Finished, GenerationRequest
 from lbcore.types import NO_TICKET, Epoch, Route, RouteFacts, Target, Ticket, WorkerId, WorkerStatus
 from lbcore.wire.channel import MAX_MESSAGE_BYTES, open_channel
 from lbcore.wire.convert import (
     event_from_proto,
-    facts_to_proto,
     generation_to_proto,
     route_from_proto,
     worker_status_from_proto,
+    write_facts,
+    write_generation,
 )
 from lbcore.wire.mux import MuxClient
 from lbcore.wire.status import error_from_failure, error_from_rpc
@@ -43,49 +47,79 @@ class TableStep:
     removed: tuple[WorkerId, ...]
 
 
+Answered = Callable[[Route | LoadBalancerError], None]
+"""Takes where a request should go, or why nobody can say. Must not raise."""
+
+
+class Question:
+    """A route that is asked for, until its answer is there."""
+
+    __slots__ = ("_client", "abandoned", "answered", "call_id", "facts", "timeout_s")
+
+    def __init__(
+        self,
+        client: RoutingClient,
+        call_id: int,
+        facts: RouteFacts,
+        abandoned: tuple[Ticket, ...],
+        timeout_s: float | None,
+        answered: Answered,
+    ) -> None:
+        self._client = client
+        self.call_id = call_id
+        self.facts = facts
+        self.abandoned = abandoned
+        self.timeout_s = timeout_s
+        self.answered = answered
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more: what is booked with it will be given back. Harmless once it came."""
+        self._client.forget(self)
+
+    def expire(self) -> None:
+        """Its time is over: the answer is DeadlineExceeded."""
+        self._client.forget(self)
+        self.answered(DeadlineExceeded("No worker was found in time."))
+
+
 class RoutingClient:
     """Asks the scheduler where requests should go."""
 
     def __init__(self, address: str) -> None:
         self._channel = open_channel(address)
         self._stub = routing_pb2_grpc.RoutingServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._mux: MuxClient[routing_pb2.RouteCall | Ticket, routing_pb2.RouteStreamResponse] = MuxClient(
+        self._mux: MuxClient[Question | Ticket, routing_pb2.RouteStreamResponse] = MuxClient(
             self._stub.RouteStream, _route_batch, self._deliver, self._lost
         )
-        self._waiting: dict[int, asyncio.Future[Route]] = {}
+        self._waiting: dict[int, Question] = {}
+        self._deadlines = Deadlines()
         self._next_call_id = 0
 
-    async def route(
-        self, facts: RouteFacts, abandoned: tuple[Ticket, ...] = (), timeout_s: float | None = None
-    ) -> Route:
-        """Where to send a request. `abandoned` are tickets of its earlier attempts that never reached a worker.
+    def ask(
+        self,
+        facts: RouteFacts,
+        answered: Answered,
+        abandoned: tuple[Ticket, ...] = (),
+        timeout_s: float | None = None,
+    ) -> Question:
+        """Asks where to send a request; `answered` hears it once, after this has returned, unless it is cancelled.
 
-        A caller that was cancelled, or whose time is over, leaves nothing booked: the ticket is given back when the
-        answer comes.
-
-        Raises:
-            NoReadyWorker: nobody can serve now, or the scheduler cannot be reached.
-            DeadlineExceeded: there was no answer in time.
-            LoadBalancerError: as the scheduler says.
+        `abandoned` are tickets of the request's earlier attempts that never reached a worker. The answer may be
+        NoReadyWorker (nobody can serve now, or the scheduler cannot be reached), DeadlineExceeded (there was no answer
+        in time; nothing stays booked), or whatever else the scheduler says.
         """
         self._next_call_id += 1
-        request = facts_to_proto(facts, abandoned, timeout_s)
-        message = routing_pb2.RouteCall(call_id=self._next_call_id, request=request)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Route] = loop.create_future()
-        self._waiting[message.call_id] = answer
-        self._mux.send(message)
-        timer = None if timeout_s is None else loop.call_later(timeout_s, _give_up, answer)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            # The answer may have come in the same turn in which the caller was cancelled.
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                self.release(answer.result().ticket)
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
+        call_id = self._next_call_id
+        question = self._waiting[call_id] = Question(self, call_id, facts, abandoned, timeout_s, answered)
+        self._mux.send(question, 8 * len(facts.prefix_hashes))
+        if timeout_s is not None:
+            self._deadlines.add(question, timeout_s)
+        return question
+
+    def forget(self, question: Question) -> None:
+        """Stops waiting for an answer."""
+        self._deadlines.drop(question)
+        self._waiting.pop(question.call_id, None)
 
     def release(self, ticket: Ticket) -> None:
         """Gives back a ticket whose request never reached a worker."""
@@ -114,119 +148,156 @@ class RoutingClient:
 
     def _deliver(self, message: routing_pb2.RouteStreamResponse) -> None:
         for result in message.results:
-            answer = self._waiting.pop(result.call_id, None)
+            question = self._waiting.pop(result.call_id, None)
+            answer: Route | LoadBalancerError
             if result.WhichOneof("result") == "response":
-                route = route_from_proto(result.response)
-                if answer is None or answer.done():
-                    self.release(route.ticket)
-                else:
-                    answer.set_result(route)
-            elif answer is not None and not answer.done():
-                answer.set_exception(error_from_failure(result.failure))
+                answer = route_from_proto(result.response)
+                if question is None:
+                    self.release(answer.ticket)
+                    continue
+            else:
+                answer = error_from_failure(result.failure)
+            if question is not None:
+                self._deadlines.drop(question)
+                question.answered(answer)
 
     def _lost(self, error: grpc.RpcError | None) -> None:
         waiting, self._waiting = self._waiting, {}
-        for answer in waiting.values():
-            if not answer.done():
-                answer.set_exception(NoReadyWorker("The scheduler cannot be reached."))
+        for question in waiting.values():
+            self._deadlines.drop(question)
+            question.answered(NoReadyWorker("The scheduler cannot be reached."))
 
 
-def _give_up(answer: asyncio.Future[Route]) -> None:
-    if not answer.done():
-        answer.set_exception(DeadlineExceeded("No worker was found in time."))
-
-
-def _route_batch(items: list[routing_pb2.RouteCall | Ticket]) -> routing_pb2.RouteStreamRequest:
-    message = routing_pb2.RouteStreamRequest()
+def _route_batch(items: list[Question | Ticket]) -> routing_pb2.RouteStreamRequest:
+    batch = routing_pb2.RouteStreamRequest()
+    add = batch.calls.add
     for item in items:
-        if isinstance(item, int):
-            message.abandoned_tickets.append(item)
+        if isinstance(item, Question):
+            # Filled in where it stands: a message that is made elsewhere is copied into the one that holds it.
+            call = add()
+            call.call_id = item.call_id
+            write_facts(item.facts, item.abandoned, item.timeout_s, call.request)
         else:
-            message.calls.append(item)
-    return message
+            batch.abandoned_tickets.append(item)
+    return batch
+
+
+_ENDS = (Finished, Failed)
+
+
+class _Cancelled(NamedTuple):
+    """A call that is not wanted any more."""
+
+    call_id: int
+
+
+class _Room(NamedTuple):
+    """Events of a call that were taken."""
+
+    call_id: int
+    events: int
 
 
 class Call:
-    """One request under way at a worker. Its events are read in batches: whatever has arrived since the last look."""
+    """One request under way at a worker. Its events go to `take`, all that one message brought at a time."""
 
-    __slots__ = ("_client", "_events", "_timer", "_waiter", "call_id")
+    __slots__ = ("_client", "_is_paused", "_pending", "_taken", "call_id", "request", "take")
 
-    def __init__(self, client: GenerationClient, call_id: int) -> None:
+    def __init__(self, client: GenerationClient, call_id: int, request: GenerationRequest, take: Take) -> None:
         self._client = client
-        self._events: list[Event] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self.request = request
+        self._pending: list[Event] = []
+        self._is_paused = False
+        self._taken = 0
         self.call_id = call_id
+        self.take = take
+        """Who takes the events; may be changed while it takes some."""
 
-    async def events(self) -> list[Event]:
-        """Waits for news and returns all there is, in order; the last one ever is Finished or Failed."""
-        while not self._events:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        events, self._events = self._events, []
-        return events
+    def pause(self) -> None:
+        """Keeps back what arrives from now on; when there is no more room for it, the worker does."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Hands over what was kept back, and whatever comes from now on."""
+        self._is_paused = False
+        self.flush()
 
     def cancel(self) -> None:
         """Stops the request at the worker, unless it has ended. Nothing more is said of it here."""
-        self._client.cancel(self.call_id)
+        self._pending.clear()
+        self._client.cancel(self)
 
-    def start_timer(self, seconds: float) -> None:
-        """Ends the call in DeadlineExceeded unless it ends before."""
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up)
+    def put(self, event: Event) -> bool:
+        """Takes an event from the stream; True when it is the first since the last `flush`."""
+        pending = self._pending
+        pending.append(event)
+        return len(pending) == 1
 
-    def stop_timer(self) -> None:
-        """The call has ended, or nobody waits for it."""
-        if self._timer is not None:
-            self._timer.cancel()
+    def flush(self) -> None:
+        """Hands over what was put, unless paused."""
+        events = self._pending
+        if self._is_paused or not events:
+            return
+        self._pending = []
+        self._taken += len(events)
+        if self._taken >= ROOM // 4:
+            self._client.make_room(self, self._taken)
+            self._taken = 0
+        self.take(events, self)
 
-    def _give_up(self) -> None:
-        self.cancel()
-        self.put(Failed(DeadlineExceeded("The worker did not answer in time.")))
-
-    def put(self, event: Event) -> None:
-        """Takes an event from the stream."""
-        self._events.append(event)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def expire(self) -> None:
+        """Its time is over: ends in DeadlineExceeded. One whose end is only kept back is kept back no longer."""
+        if self._client.cancel(self):
+            self.put(Failed(DeadlineExceeded("The worker did not answer in time.")))
+        self.resume()
 
 
 class GenerationClient:
     """Sends requests to one worker over one stream."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, deadlines: Deadlines | None = None) -> None:
         self._channel = open_channel(address)
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._mux: MuxClient[generation_pb2.GenerateCall | int, generation_pb2.GenerateStreamResponse] = MuxClient(
+        self._mux: MuxClient[Call | _Cancelled | _Room, generation_pb2.GenerateStreamResponse] = MuxClient(
             self._stub.GenerateStream, _generate_batch, self._deliver, self._lost
         )
         self._calls: dict[int, Call] = {}
         self._next_call_id = 0
+        self._deadlines = deadlines or Deadlines()
 
-    def begin(self, request: GenerationRequest) -> Call:
-        """Sends a request and returns its call at once. A worker that cannot be reached ends it in Failed."""
+    def begin(self, request: GenerationRequest, take: Take) -> Call:
+        """Sends a request and returns its call at once; the last event ever is Finished or Failed. Cancel it when done.
+
+        Nothing is handed to `take` before this returns. A worker that cannot be reached ends the call in Failed.
+        """
         self._next_call_id += 1
-        call = Call(self, self._next_call_id)
-        if len(request.body) > MAX_BODY_BYTES:
+        call_id = self._next_call_id
+        call = Call(self, call_id, request, take)
+        size = len(request.body)
+        if size > MAX_BODY_BYTES:
             # It would end the stream, and with it every other call.
             call.put(Failed(BodyTooLarge(f"The request body is larger than {MAX_BODY_BYTES} bytes.")))
+            asyncio.get_running_loop().call_soon(call.flush)
             return call
-        message = generation_pb2.GenerateCall(call_id=call.call_id, request=generation_to_proto(request))
-        self._calls[call.call_id] = call
-        self._mux.send(message)
+        self._calls[call_id] = call
+        self._mux.send(call, size)
         if request.timeout_s is not None:
-            call.start_timer(request.timeout_s + GRACE_S)
+            self._deadlines.add(call, request.timeout_s + GRACE_S)
         return call
 
-    def cancel(self, call_id: int) -> None:
-        """Stops a call that has not ended."""
-        call = self._calls.pop(call_id, None)
-        if call is not None:
-            call.stop_timer()
-            if self._mux.is_open:
-                self._mux.send(call_id)
+    def cancel(self, call: Call) -> bool:
+        """Stops a call at the worker; False when it has ended already."""
+        self._deadlines.drop(call)
+        if self._calls.pop(call.call_id, None) is None:
+            return False
+        if self._mux.is_open:
+            self._mux.send(_Cancelled(call.call_id))
+        return True
+
+    def make_room(self, call: Call, events: int) -> None:
+        """Tells the worker that so many events of a call were taken, unless it has ended."""
+        if call.call_id in self._calls and self._mux.is_open:
+            self._mux.send(_Room(call.call_id, events))
 
     @property
     def idle(self) -> bool:
@@ -239,33 +310,44 @@ class GenerationClient:
 
     def _deliver(self, message: generation_pb2.GenerateStreamResponse) -> None:
         calls = self._calls
+        news: list[Call] = []
         for entry in message.events:
-            call = calls.get(entry.call_id)
+            call_id = entry.call_id
+            call = calls.get(call_id)
             if call is None:
                 continue
             event = event_from_proto(entry)
             if event is None:
                 continue
-            if isinstance(event, (Finished, Failed)):
-                del calls[entry.call_id]
-                call.stop_timer()
-            call.put(event)
+            if type(event) in _ENDS:
+                del calls[call_id]
+            if call.put(event):
+                news.append(call)
+        for call in news:
+            call.flush()
 
     def _lost(self, error: grpc.RpcError | None) -> None:
         calls, self._calls = self._calls, {}
         for call in calls.values():
-            call.stop_timer()
             call.put(Failed(WorkerUnreachable("The worker cannot be reached.")))
+            call.flush()
 
 
-def _generate_batch(items: list[generation_pb2.GenerateCall | int]) -> generation_pb2.GenerateStreamRequest:
-    message = generation_pb2.GenerateStreamRequest()
+def _generate_batch(items: list[Call | _Cancelled | _Room]) -> generation_pb2.GenerateStreamRequest:
+    batch = generation_pb2.GenerateStreamRequest()
+    add = batch.calls.add
     for item in items:
-        if isinstance(item, int):
-            message.cancelled_call_ids.append(item)
+        if isinstance(item, Call):
+            # Filled in where it stands: a message that is made elsewhere is copied into the one that holds it.
+            call = add()
+            call.call_id = item.call_id
+            call.room = ROOM
+            write_generation(item.request, call.request)
+        elif isinstance(item, _Room):
+            batch.rooms.add(call_id=item.call_id, event_count=item.events)
         else:
-            message.calls.append(item)
-    return message
+            batch.cancelled_call_ids.append(item.call_id)
+    return batch
 
 
 class GenerationClients:
@@ -276,17 +358,19 @@ class GenerationClients:
 
     def __init__(self) -> None:
         self._clients: dict[tuple[str, Epoch], GenerationClient] = {}
+        self._deadlines = Deadlines()
         self._closing: set[asyncio.Task[None]] = set()
 
     def to(self, target: Target) -> GenerationClient:
         """The client for a worker."""
-        client = self._clients.get((target.address, target.epoch))
+        key = (target.address, target.epoch)
+        client = self._clients.get(key)
         if client is None:
             self._close_idle(lambda address, epoch: address == target.address)
             if len(self._clients) >= MAX_CLIENTS:
                 # Who follows no routing table would keep a channel for every worker there ever was.
                 self._close_idle(lambda address, epoch: True)
-            client = self._clients[target.address, target.epoch] = GenerationClient(target.address)
+            client = self._clients[key] = GenerationClient(target.address, self._deadlines)
         return client
 
     def keep_only(self, alive: Mapping[str, Epoch]) -> None:

@@ -1,23 +1,20 @@
 """Many calls on one bidirectional stream: the client's half and the server's half, the same for every service.
 
-Both halves write through an `Outbox`, so that messages batch by themselves while a write is under way.
+Both halves write what a `Source` hands out when the previous write is done, so that messages batch by themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
-from lbcore.wire.outbox import Outbox
+from lbcore.wire.outbox import Outbox, Source
 
 Item = TypeVar("Item")
 Message = TypeVar("Message")
-
-MAX_BATCH_BYTES = 16 * 1024 * 1024
-"""Larger batches travel as several messages: one holds up all behind it, and past gRPC's limit it ends the stream."""
 
 
 class _OpenStream(Protocol):
@@ -46,15 +43,16 @@ class MuxClient(Generic[Item, Message]):
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    def send(self, item: Item) -> None:
-        """Puts an item on the stream. Never blocks; failure is told through `lost`."""
-        if self._closed:
-            asyncio.get_running_loop().call_soon(self._lost, None)
-            return
-        if self._outbox is None:
-            self._outbox = Outbox()
-            self._task = asyncio.get_running_loop().create_task(self._run(self._outbox))
-        self._outbox.put(item)
+    def send(self, item: Item, size: int = 0) -> None:
+        """Puts an item of about so many bytes on the stream. Never blocks; failure is told through `lost`."""
+        outbox = self._outbox
+        if outbox is None:
+            if self._closed:
+                asyncio.get_running_loop().call_soon(self._lost, None)
+                return
+            outbox = self._outbox = Outbox()
+            self._task = asyncio.get_running_loop().create_task(self._run(outbox))
+        outbox.put(item, size)
 
     @property
     def is_open(self) -> bool:
@@ -93,28 +91,16 @@ class MuxClient(Generic[Item, Message]):
     async def _write(self, call: grpc.aio.StreamStreamCall[Any, Any], outbox: Outbox[Item]) -> None:
         try:
             while items := await outbox.take():
-                for message in messages(self._build, items):
-                    await call.write(message)
+                await call.write(self._build(items))
         except (grpc.RpcError, asyncio.InvalidStateError):
             # The reader sees the end of the stream too, with its status.
             call.cancel()
 
 
-def messages(build: Callable[[list[Item]], Any], items: list[Item]) -> Iterator[Any]:
-    """One message of all the items; in halves when that is too large, until each is small enough or a single item."""
-    message = build(items)
-    if len(items) > 1 and message.ByteSize() > MAX_BATCH_BYTES:
-        half = len(items) // 2
-        yield from messages(build, items[:half])
-        yield from messages(build, items[half:])
-    else:
-        yield message
-
-
 async def serve_mux(
     context: grpc.aio.ServicerContext[Any, Any],
     deliver: Callable[[Any], None],
-    outbox: Outbox[Item],
+    outbox: Source[Item],
     build: Callable[[list[Item]], Any],
     half_closed: Callable[[], None] | None = None,
 ) -> None:
@@ -136,8 +122,7 @@ async def serve_mux(
     reader = asyncio.get_running_loop().create_task(read())
     try:
         while items := await outbox.take():
-            for message in messages(build, items):
-                await context.write(message)
+            await context.write(build(items))
         await reader
     finally:
         reader.cancel()

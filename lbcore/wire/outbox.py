@@ -3,44 +3,90 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
+
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+"""More than this travels as several messages: one holds up all behind it, and past gRPC's limit it ends the stream."""
+
+
+class Source(Protocol[T]):
+    """What a writer writes from."""
+
+    async def take(self) -> list[T]:
+        """Waits for items and returns those that go into the next message; an empty list means closed."""
+
+    def close(self) -> None:
+        """Nothing more will come: `take` hands out what is left and then empty lists."""
+
+
+class Bell:
+    """What one task sleeps on until somebody rings; ringing twice is ringing once."""
+
+    __slots__ = ("_waiter",)
+
+    def __init__(self) -> None:
+        self._waiter: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        """Wakes the sleeper, if there is one."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def sleep(self) -> None:
+        """Returns after the next ring, when everything else that was ready had its turn.
+
+        In an idle process that is at once; in a busy one much more comes to be written meanwhile, and goes along.
+        """
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        await asyncio.sleep(0)
 
 
 class Outbox(Generic[T]):
     """What is to be written to one stream, for one writer. Alone, an item leaves at once; under load, batches form."""
 
-    __slots__ = ("_closed", "_items", "_waiter")
+    __slots__ = ("_bell", "_bytes", "_closed", "_items", "_sizes")
 
     def __init__(self) -> None:
         self._items: list[T] = []
-        self._waiter: asyncio.Future[None] | None = None
+        self._sizes: list[int] = []
+        self._bytes = 0
+        self._bell = Bell()
         self._closed = False
 
-    def put(self, item: T) -> None:
-        """Adds an item; after `close` it is dropped."""
+    def put(self, item: T, size: int = 0) -> None:
+        """Adds an item of about so many bytes; after `close` it is dropped."""
         if self._closed:
             return
         self._items.append(item)
-        self._wake()
+        self._sizes.append(size)
+        self._bytes += size
+        self._bell.ring()
 
     def close(self) -> None:
         """Nothing more will come: `take` hands out what is left and then empty lists."""
         self._closed = True
-        self._wake()
+        self._bell.ring()
 
     async def take(self) -> list[T]:
-        """Waits for an item and returns all there are, oldest first; an empty list means closed."""
+        """Waits for an item and returns all that fit into one message, oldest first; an empty list means closed."""
         while not self._items and not self._closed:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        items, self._items = self._items, []
-        return items
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            await self._bell.sleep()
+        items, sizes = self._items, self._sizes
+        if self._bytes <= MAX_BATCH_BYTES:
+            self._items, self._sizes, self._bytes = [], [], 0
+            return items
+        total = sizes[0]
+        count = 1
+        while count < len(sizes) and total + sizes[count] <= MAX_BATCH_BYTES:
+            total += sizes[count]
+            count += 1
+        self._items, self._sizes = items[count:], sizes[count:]
+        self._bytes -= total
+        return items[:count]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
-from lbcore.dispatch import MAX_ATTEMPTS, ROUTE_TIMEOUT_S, Attempt, Dispatcher
+from lbcore.dispatch import MAX_ATTEMPTS, ROUTE_TIMEOUT_S, Attempt, Dispatch, Dispatcher, End
 from lbcore.errors import (
     Cancelled,
     ContextLengthExceeded,
@@ -23,6 +24,7 @@ from lbcore.errors import (
     StreamInterrupted,
     WorkerUnreachable,
 )
+from lbcore.flow import Flow, Take
 from lbcore.generation import Delta, Dialect, Embedding, Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import NO_TICKET, Epoch, Route, RouteFacts, Target, Ticket, WorkerId
 from tests.fakes import ManualClock, settle
@@ -47,17 +49,19 @@ class FakeRouting:
         self.time_limits: list[float | None] = []
         self.returned: list[Ticket] = []
 
-    async def route(self, facts: RouteFacts, abandoned: tuple[Ticket, ...], timeout_s: float | None) -> Route:
+    def ask(
+        self,
+        facts: RouteFacts,
+        answered: Callable[[Route | LoadBalancerError], None],
+        abandoned: tuple[Ticket, ...],
+        timeout_s: float | None,
+    ) -> asyncio.Handle:
         self.asked.append(facts)
         self.time_limits.append(timeout_s)
         self.returned += abandoned
-        await asyncio.sleep(0)
-        if not self._answers:
-            return await asyncio.get_running_loop().create_future()
-        answer = self._answers.pop(0)
-        if isinstance(answer, LoadBalancerError):
-            raise answer
-        return answer
+        loop = asyncio.get_running_loop()
+        # Without an answer left to give, it is silent.
+        return loop.call_soon(answered, self._answers.pop(0)) if self._answers else loop.call_soon(lambda: None)
 
     def release(self, ticket: Ticket) -> None:
         if ticket != NO_TICKET:
@@ -65,24 +69,41 @@ class FakeRouting:
 
 
 class FakeCall:
-    """A call whose batches of events are known beforehand; after the last it is silent until it is fed."""
+    """A call whose batches of events are known beforehand; after the last it is silent until it is fed.
 
-    def __init__(self, request: GenerationRequest, batches: list[Batch]) -> None:
+    A batch is handed over in a turn of its own. While paused, or when cancelled, none is.
+    """
+
+    def __init__(self, request: GenerationRequest, take: Take, batches: list[Batch]) -> None:
         self.request = request
         self.is_cancelled = False
-        self._batches: asyncio.Queue[Batch] = asyncio.Queue()
+        self._take = take
+        self._is_paused = False
+        self._waiting: deque[Batch] = deque()
         for batch in batches:
             self.feed(batch)
 
     def feed(self, batch: Batch) -> None:
-        self._batches.put_nowait(batch)
+        self._waiting.append([*batch])
+        self._go_on()
 
-    async def events(self) -> Batch:
-        await asyncio.sleep(0)
-        return await self._batches.get()
+    def pause(self) -> None:
+        self._is_paused = True
+
+    def resume(self) -> None:
+        self._is_paused = False
+        self._go_on()
 
     def cancel(self) -> None:
         self.is_cancelled = True
+
+    def _go_on(self) -> None:
+        asyncio.get_running_loop().call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        if self._waiting and not self._is_paused and not self.is_cancelled:
+            self._take(self._waiting.popleft(), self)
+            self._go_on()
 
 
 class FakeWorkers:
@@ -104,8 +125,8 @@ class FakeClient:
         self._workers = workers
         self._name = name
 
-    def begin(self, request: GenerationRequest) -> FakeCall:
-        call = self._workers.calls[self._name] = FakeCall(request, self._workers.answer(self._name))
+    def begin(self, request: GenerationRequest, take: Take) -> FakeCall:
+        call = self._workers.calls[self._name] = FakeCall(request, take, self._workers.answer(self._name))
         return call
 
 
@@ -122,11 +143,12 @@ class Scene:
         self._dispatcher = Dispatcher(*collaborators, self.clock)
 
     def run(self, **request: Any) -> AsyncGenerator[Batch, None]:
-        return self._dispatcher.run(
-            RouteFacts("r", "m", tried=request.pop("tried", frozenset())),
-            GenerationRequest("r", Dialect.CHAT, b"{}", **request),
-            self._observe,
-        )
+        """The pulled form."""
+        return self._dispatcher.batches(*self._asked(request), self._observe)
+
+    async def push(self, take: Take, **request: Any) -> Finished:
+        """The pushed form."""
+        return await self._dispatcher.run(*self._asked(request), take, self._observe)
 
     async def read(self, **request: Any) -> None:
         """Runs a request to its end and keeps the batches."""
@@ -143,6 +165,15 @@ class Scene:
     @property
     def events(self) -> Batch:
         return [event for batch in self.batches for event in batch]
+
+    def start(self, take: Take, done: Callable[[End], None]) -> Dispatch:
+        """The form without a task."""
+        return self._dispatcher.start(*self._asked({}), take, done, self._observe)
+
+    @staticmethod
+    def _asked(request: dict[str, Any]) -> tuple[RouteFacts, GenerationRequest]:
+        facts = RouteFacts("r", "m", tried=request.pop("tried", frozenset()))
+        return facts, GenerationRequest("r", Dialect.CHAT, b"{}", **request)
 
     def _observe(self, attempt: Attempt) -> None:
         self.attempts.append((attempt.worker_id, attempt.error.reason if attempt.error else None))
@@ -308,6 +339,107 @@ async def test_closing_the_answer_stops_the_request() -> None:
     await batches.aclose()
     assert scene.workers.calls["w0"].is_cancelled
     assert scene.routing.returned == []
+
+
+async def test_a_reader_that_closes_before_the_first_batch_stops_the_request() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN]]))
+    batches = scene.run()
+    reading = asyncio.ensure_future(anext(batches))
+    while "w0" not in scene.workers.calls:
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await batches.aclose()
+    assert scene.workers.calls["w0"].is_cancelled
+
+
+async def test_what_a_reader_has_not_asked_for_stays_at_the_call() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN], [MORE], [END]]))
+    batches = scene.run()
+    assert await anext(batches) == [TOKEN]
+    await settle()
+    # The reader had the first, one more waits for it here, and the call keeps the rest.
+    assert await anext(batches) == [MORE]
+    assert await anext(batches) == [END]
+    with pytest.raises(StopAsyncIteration):
+        await anext(batches)
+
+
+async def test_a_run_pushes_what_comes_in_the_turn_it_comes_in_and_returns_the_end() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[]))
+    taken: list[Batch] = []
+    running = asyncio.ensure_future(scene.push(lambda events, flow: taken.append([*events])))
+    await settle()
+    call = scene.workers.calls["w0"]
+    for batch in ([STARTED], [TOKEN], [MORE], [END]):
+        call.feed(batch)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert taken == [[STARTED, TOKEN], [MORE], [END]]
+    assert await running == END
+
+
+async def test_who_takes_may_pause_the_call_and_let_it_go_on() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN], [MORE], [END]]))
+    taken: list[Batch] = []
+    flows: list[Flow] = []
+
+    def take(events: Batch, flow: Flow) -> None:
+        taken.append(events)
+        flows.append(flow)
+        if len(taken) == 1:
+            flow.pause()
+
+    running = asyncio.ensure_future(scene.push(take))
+    await settle()
+    assert taken == [[TOKEN]]
+    assert not running.done()
+    flows[0].resume()
+    assert await running == END
+    assert taken == [[TOKEN], [MORE], [END]]
+
+
+async def test_a_taker_that_crashes_ends_the_run_and_stops_the_request() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN], [MORE, END]]))
+
+    def take(events: Batch, flow: Flow) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await scene.push(take)
+    assert scene.workers.calls["w0"].is_cancelled
+    assert scene.routing.returned == []
+    assert [*scene.workers.calls] == ["w0"]
+
+
+async def test_who_cancels_while_it_takes_the_last_events_hears_no_end() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN, END]]))
+    ends: list[End] = []
+    taken: list[Batch] = []
+
+    def take(events: Batch, flow: Flow) -> None:
+        taken.append(events)
+        dispatch.cancel()
+
+    dispatch = scene.start(take, ends.append)
+    await settle()
+    assert taken == [[TOKEN, END]]
+    assert ends == []
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+async def test_nobody_hears_of_what_was_cancelled(turns: int) -> None:
+    workers = FakeWorkers(w0=[[STARTED], [TOKEN], [Failed(UNREACHABLE)]])
+    scene = Scene(FakeRouting(route("w0", 1), route("w0", 2)), workers)
+    heard: list[object] = []
+    dispatch = scene.start(lambda events, flow: heard.append(events), heard.append)
+    assert heard == []
+    await settle(turns)
+    heard.clear()
+    dispatch.cancel()
+    await settle()
+    assert heard == []
+    assert all(call.is_cancelled for call in workers.calls.values())
 
 
 async def test_a_reader_cancelled_in_mid_answer_stops_the_request() -> None:

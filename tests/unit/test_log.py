@@ -16,6 +16,7 @@ import structlog
 
 from lbcore import log
 from lbcore.types import Role
+from tests.fakes import settle
 
 
 @pytest.fixture(autouse=True)
@@ -208,3 +209,100 @@ def test_a_process_whose_reader_left_ends_without_a_word() -> None:
         process.stdin.close()
         assert process.stderr.read() == b"still alive\n"
         assert process.wait() == 0
+
+
+LINE: dict[str, str | int | float | None] = {"request_id": "r1", "code": 200, "duration_ms": 1.5, "reason": None}
+
+
+class _Counted(io.BytesIO):
+    """Counts writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self.writes.append(bytes(data))
+        return super().write(data)
+
+
+def _events(data: bytes) -> list[str]:
+    return [json.loads(line)["event"] for line in data.splitlines()]
+
+
+def test_an_event_that_is_frequent_says_the_same_as_any_other() -> None:
+    logger, stream = start()
+    logger.info("request", **LINE)
+    log.info_often("request", LINE)
+    usual, often = logged(stream)
+    for entry in (usual, often):
+        entry.pop("timestamp")
+    assert often == usual
+    assert [*often] == [*usual]
+
+
+def test_outside_an_event_loop_a_frequent_event_is_written_at_once() -> None:
+    _, stream = start()
+    log.info_often("request", LINE)
+    assert _events(stream.getvalue()) == ["request"]
+
+
+async def test_frequent_events_of_one_turn_are_one_write_at_its_end() -> None:
+    stream = _Counted()
+    log.setup("lb-test", "info", stream)
+    for number in range(5):
+        log.info_often("request", {"number": number})
+    assert stream.writes == []
+    await settle(1)
+    assert len(stream.writes) == 1
+    assert [entry["number"] for entry in logged(stream)] == [0, 1, 2, 3, 4]
+    log.info_often("request", {"number": 5})
+    await settle(1)
+    assert len(stream.writes) == 2
+
+
+async def test_frequent_events_keep_their_place_among_others() -> None:
+    logger, stream = start()
+    log.info_often("one", {})
+    log.info_often("two", {})
+    logger.warning("three")
+    log.info_often("four", {})
+    logging.getLogger("grpc.aio").error("five")
+    await settle(1)
+    log.info_often("six", {})
+    await settle(1)
+    assert _events(stream.getvalue()) == ["one", "two", "three", "four", "five", "six"]
+
+
+async def test_a_frequent_event_that_is_odd_keeps_its_place_too() -> None:
+    _, stream = start()
+    log.info_often("one", {})
+    log.info_often("two", {"big": 2**80, "lone": "\ud800"})
+    log.info_often("three", {})
+    await settle(1)
+    assert _events(stream.getvalue()) == ["one", "two", "three"]
+
+
+async def test_frequent_events_below_the_level_are_not_written() -> None:
+    _, stream = start("warning")
+    log.info_often("request", LINE)
+    await settle(1)
+    assert stream.getvalue() == b""
+
+
+async def test_frequent_events_fall_silent_when_nobody_reads() -> None:
+    stream = _Broken()
+    log.setup("lb-test", "info", stream)
+    log.info_often("one", {})
+    log.info_often("two", {})
+    await settle(1)
+    log.info_often("three", {})
+    await settle(1)
+    assert stream.attempts == 1
+
+
+def test_frequent_events_are_heard_by_who_listens_instead() -> None:
+    start()
+    with structlog.testing.capture_logs() as logs:
+        log.info_often("request", LINE)
+    assert logs == [{"event": "request", "log_level": "info", **LINE}]

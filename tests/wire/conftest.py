@@ -19,7 +19,8 @@ from prometheus_client import generate_latest
 
 from lbcore.api.v1 import admin_pb2_grpc, generation_pb2_grpc, registry_pb2, registry_pb2_grpc, routing_pb2_grpc
 from lbcore.errors import LoadBalancerError
-from lbcore.generation import Event, Failed, Finished
+from lbcore.flow import Inbox
+from lbcore.generation import Event, Failed, Finished, GenerationRequest
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import PoolEffect, PoolEvent, Registered, Reported, Ticked
@@ -27,9 +28,9 @@ from lbcore.scheduler.admin_service import AdminServicer
 from lbcore.scheduler.registry_service import RegistryServicer
 from lbcore.scheduler.routing_service import RoutingServicer
 from lbcore.scheduler.state import SchedulerState
-from lbcore.types import Endpoint, EndpointState, LoadReport, Route, RouteFacts, WorkerSpec
+from lbcore.types import Endpoint, EndpointState, LoadReport, Route, RouteFacts, Ticket, WorkerSpec
 from lbcore.wire.channel import open_channel
-from lbcore.wire.clients import Call, GenerationClient, RoutingClient
+from lbcore.wire.clients import GenerationClient, RoutingClient
 from lbcore.wire.convert import load_to_proto, spec_to_proto
 from lbcore.wire.server import GrpcServer, Registration
 from lbcore.wire.status import error_from_rpc
@@ -131,7 +132,7 @@ class SchedulerHost(Host):
         policy = build_policy("least_requests")
         self.state = WatchedState(pool, policy, self.clock, Random(0), Random().randrange(1, 2**63))
         self.state.happened, self.state.events = Signal(), []
-        self.registry = RegistryServicer(self.state, LEASE_S, self.report_interval_s)
+        self.registry = RegistryServicer(self.state, LEASE_S, self.report_interval_s, ack_every=1)
 
     async def start(self) -> None:
         routing, admin = RoutingServicer(self.state), AdminServicer(self.state, self.registry)
@@ -299,7 +300,45 @@ async def eventually(holds: Callable[[], object]) -> None:
             await asyncio.sleep(0)
 
 
-async def all_events(call: Call) -> list[Event]:
+async def where_to(
+    client: RoutingClient, facts: RouteFacts, abandoned: tuple[Ticket, ...] = (), timeout_s: float | None = None
+) -> Route:
+    """Asks for a route and waits for the answer; who is cancelled asks no more."""
+    answer: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
+
+    def answered(route: Route | LoadBalancerError) -> None:
+        if isinstance(route, LoadBalancerError):
+            answer.set_exception(route)
+        else:
+            answer.set_result(route)
+
+    question = client.ask(facts, answered, abandoned, timeout_s)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        # What had come already is given back by who heard it.
+        question.cancel()
+        if answer.done() and not answer.cancelled() and answer.exception() is None:
+            client.release(answer.result().ticket)
+        raise
+
+
+class ReadCall:
+    """A call whose events wait for who reads them."""
+
+    def __init__(self, client: GenerationClient, request: GenerationRequest) -> None:
+        self.inbox = Inbox()
+        self.call = client.begin(request, self.inbox.take)
+        self.events = self.inbox.events
+        self.cancel = self.call.cancel
+
+
+def begin(client: GenerationClient, request: GenerationRequest) -> ReadCall:
+    """Sends a request whose events will be read."""
+    return ReadCall(client, request)
+
+
+async def all_events(call: ReadCall) -> list[Event]:
     """Every event of a call up to its end."""
     events: list[Event] = []
     async with asyncio.timeout(PATIENCE_S):
@@ -308,7 +347,7 @@ async def all_events(call: Call) -> list[Event]:
     return events
 
 
-async def failure_of(call: Call) -> LoadBalancerError:
+async def failure_of(call: ReadCall) -> LoadBalancerError:
     """The error in which a call ends."""
     last = (await all_events(call))[-1]
     assert isinstance(last, Failed), last

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Coroutine
+from random import Random
 from typing import Any
 
 import orjson
 from aiohttp import ClientResponse, ClientSession, web
 
 from gateway.config import GatewayConfig
+from gateway.exchange import Exchanges
 from gateway.fleet import Fleet
 from gateway.handlers import Handlers
 from gateway.metrics import GatewayMetrics
-from lbcore.dispatch import Attempt
+from lbcore.dispatch import Attempt, Dispatcher, End
 from lbcore.errors import LoadBalancerError
+from lbcore.flow import Take
 from lbcore.generation import Delta, Event, Finished, FinishReason, GenerationRequest, Started
 from lbcore.types import EndpointState, Epoch, LoadReport, RouteFacts, ServedModel, WorkerId, WorkerSpec, WorkerStatus
 from lbcore.wire.clients import TableStep
@@ -33,6 +36,29 @@ COMPLETION = {"model": "m", "prompt": "Hi"}
 LIMIT = 4096
 
 
+class FakeFlow:
+    """A flow of one request that knows whether it is paused."""
+
+    def __init__(self, happened: Signal) -> None:
+        self._happened = happened
+        self.pauses = 0
+        self.open = asyncio.Event()
+        self.open.set()
+
+    @property
+    def is_paused(self) -> bool:
+        return not self.open.is_set()
+
+    def pause(self) -> None:
+        self.pauses += 1
+        self.open.clear()
+        self._happened.tell()
+
+    def resume(self) -> None:
+        self.open.set()
+        self._happened.tell()
+
+
 class FakeDispatcher:
     """Answers every request with the same steps."""
 
@@ -41,14 +67,25 @@ class FakeDispatcher:
         self.asked: list[tuple[RouteFacts, GenerationRequest]] = []
         self.closed = 0
         self.happened = Signal()
+        self.flows: list[FakeFlow] = []
 
-    async def run(
-        self, facts: RouteFacts, request: GenerationRequest, observe: Callable[[Attempt], None]
-    ) -> AsyncGenerator[list[Event], None]:
+    def start(
+        self,
+        facts: RouteFacts,
+        request: GenerationRequest,
+        take: Take,
+        done: Callable[[End], None],
+        observe: Callable[[Attempt], None],
+    ) -> FakeDispatch:
         self.asked.append((facts, request))
-        observe(Attempt(WorkerId("w0"), None))
-        self.happened.tell()
+        flow = FakeFlow(self.happened)
+        self.flows.append(flow)
+        return FakeDispatch(self._run(flow, take, observe), done)
+
+    async def _run(self, flow: FakeFlow, take: Take, observe: Callable[[Attempt], None]) -> Finished:
         try:
+            observe(Attempt(WorkerId("w0"), None))
+            self.happened.tell()
             for step in self.steps:
                 match step:
                     case asyncio.Event():
@@ -58,25 +95,48 @@ class FakeDispatcher:
                             observe(Attempt(WorkerId("w0"), step))
                         raise step
                     case _:
-                        yield step
+                        take([*step], flow)
+                        await flow.open.wait()
+                        if type(step[-1]) is Finished and step is self.steps[-1]:
+                            return step[-1]
+            # As a worker that says nothing more.
+            return await asyncio.get_running_loop().create_future()
         finally:
             self.closed += 1
             self.happened.tell()
 
 
-class Gateway:
-    """The application, everything it was made of, and a client."""
+class FakeDispatch:
+    """One request that is answered in steps, until it is cancelled."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: Coroutine[Any, Any, Finished], done: Callable[[End], None]) -> None:
+        self._done: Callable[[End], None] | None = done
+        self._task = asyncio.get_running_loop().create_task(steps)
+        self._task.add_done_callback(self._ended)
+
+    def cancel(self) -> None:
+        self._done = None
+        self._task.cancel()
+
+    def _ended(self, task: asyncio.Task[Finished]) -> None:
+        if self._done is not None and not task.cancelled():
+            error = task.exception()
+            assert error is None or isinstance(error, Exception)
+            self._done(error or task.result())
+
+
+class Gateway:
+    """The application, everything it was made of, and a client. With a `real` dispatcher the fake one is idle."""
+
+    def __init__(self, real: Dispatcher | None = None) -> None:
         self.dispatcher = FakeDispatcher()
         self.fleet = Fleet(lambda alive: None)
         self.clock = ManualClock()
         config = GatewayConfig(max_body_bytes=LIMIT, request_timeout_s=77.0)
-        fake: Any = self.dispatcher
-        self.handlers = Handlers(config, fake, self.fleet, GatewayMetrics(), self.clock)
-        self.runner = web.AppRunner(
-            self.handlers.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1.0
-        )
+        dispatcher: Any = real or self.dispatcher
+        self.exchanges = Exchanges(config, dispatcher.start, self.fleet, GatewayMetrics(), self.clock)
+        self.handlers = Handlers(self.exchanges, Random(1))
+        self.runner = web.ServerRunner(self.handlers.server(), shutdown_timeout=1.0)
         self.port = 0
         self.client: ClientSession
 
@@ -111,7 +171,7 @@ class Gateway:
     async def let_go(self) -> None:
         """Returns once no request is under way."""
         await self.dispatcher.happened.until(lambda: self.dispatcher.closed == len(self.dispatcher.asked))
-        await eventually(lambda: not self.handlers.in_flight)
+        await eventually(lambda: not self.exchanges.in_flight)
 
 
 async def error_of(response: ClientResponse) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from lbcore.generation import Delta, Dialect, Embedding, Event, Failed, Finished
 from lbcore.types import Ticket, TicketPhase
 from lbcore.wire.clients import GenerationClient, generate
 from lbcore.wire.convert import event_from_proto
-from lbcore.wire.mux import MAX_BATCH_BYTES
+from lbcore.wire.outbox import MAX_BATCH_BYTES
 from lbcore.wire.status import error_from_rpc
-from tests.wire.conftest import Wire, WorkerHost, all_events, failure_of, soon
+from tests.wire.conftest import Wire, WorkerHost, all_events, begin, failure_of, soon
 from worker.engine import EngineLoad
 
 
@@ -55,7 +55,7 @@ async def through_stream(host: WorkerHost, request: GenerationRequest) -> list[E
     """The same over GenerateStream."""
     client = GenerationClient(host.address)
     try:
-        return await all_events(client.begin(request))
+        return await all_events(begin(client, request))
     finally:
         await client.close()
 
@@ -102,7 +102,7 @@ async def test_vectors_come_bit_for_bit_and_count_no_tokens(worker: WorkerHost, 
 
 
 async def test_more_vectors_than_a_message_should_hold_arrive_in_order(wire: Wire, worker: WorkerHost) -> None:
-    call = wire.generation_client(worker).begin(GenerationRequest("r", Dialect.EMBEDDING, b"{}"))
+    call = begin(wire.generation_client(worker), GenerationRequest("r", Dialect.EMBEDDING, b"{}"))
     taken = await worker.engine.next()
     size = MAX_BATCH_BYTES // 8
     for index in range(20):
@@ -154,7 +154,7 @@ async def test_a_request_that_ended_is_not_aborted_at_the_engine(worker: WorkerH
 async def test_a_full_worker_refuses_and_tells_the_ticket_s_end(wire: Wire, door: Door) -> None:
     worker = await wire.worker(capacity=1)
     client = wire.generation_client(worker)
-    client.begin(ask("first"))
+    begin(client, ask("first"))
     await worker.engine.next()
     [failed] = await door(worker, ask("second", ticket=7))
     assert isinstance(failed, Failed)
@@ -165,7 +165,7 @@ async def test_a_full_worker_refuses_and_tells_the_ticket_s_end(wire: Wire, door
 
 @both_doors
 async def test_a_draining_worker_refuses_and_lets_the_rest_finish(wire: Wire, worker: WorkerHost, door: Door) -> None:
-    running = wire.generation_client(worker).begin(ask("first"))
+    running = begin(wire.generation_client(worker), ask("first"))
     taken = await worker.engine.next()
     worker.sessions.refusal = WorkerUnreachable("The worker is draining.")
     [failed] = await door(worker, ask("second", ticket=7))
@@ -301,7 +301,7 @@ async def test_a_reader_of_generate_that_stops_reading_stops_the_engine(worker: 
 
 async def test_a_call_that_is_cancelled_stops_the_engine_and_no_other_call(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    one, two = client.begin(ask("one")), client.begin(ask("two"))
+    one, two = begin(client, ask("one")), begin(client, ask("two"))
     await worker.engine.next()
     other = await worker.engine.next()
     one.cancel()
@@ -313,7 +313,7 @@ async def test_a_call_that_is_cancelled_stops_the_engine_and_no_other_call(wire:
 
 async def test_a_call_cancelled_before_it_left_is_counted_and_over(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    client.begin(ask(ticket=3)).cancel()
+    begin(client, ask(ticket=3)).cancel()
     await worker.changed.until(lambda: told(worker) == {3: TicketPhase.FINISHED})
     assert client.idle
 
@@ -321,7 +321,7 @@ async def test_a_call_cancelled_before_it_left_is_counted_and_over(wire: Wire, w
 async def test_a_client_that_is_gone_has_all_its_calls_aborted(wire: Wire, worker: WorkerHost) -> None:
     client = GenerationClient(worker.address)
     for name in ("one", "two", "three"):
-        client.begin(ask(name))
+        begin(client, ask(name))
         await worker.engine.next()
     await client.close()
     await worker.engine.happened.until(lambda: sorted(worker.engine.aborted) == ["one#1", "three#3", "two#2"])
@@ -379,7 +379,7 @@ async def test_a_cancellation_of_an_unknown_call_is_nothing(wire: Wire, worker: 
 
 async def test_a_request_past_its_deadline_counts_until_the_engine_has_let_go(wire: Wire, worker: WorkerHost) -> None:
     worker.engine.is_stubborn = True
-    call = wire.generation_client(worker).begin(ask(timeout_s=0.01))
+    call = begin(wire.generation_client(worker), ask(timeout_s=0.01))
     taken = await worker.engine.next()
     assert isinstance(await failure_of(call), DeadlineExceeded)
     assert len(worker.sessions) == 1
@@ -390,14 +390,14 @@ async def test_a_request_past_its_deadline_counts_until_the_engine_has_let_go(wi
 
 
 async def test_an_answer_in_time_takes_its_deadline_with_it(wire: Wire, worker: WorkerHost) -> None:
-    call = wire.generation_client(worker).begin(ask(timeout_s=60))
+    call = begin(wire.generation_client(worker), ask(timeout_s=60))
     (await worker.engine.next()).answer("one")
     assert (await all_events(call))[-1] == Finished(10, 0, 1)
     assert worker.engine.aborted == []
 
 
 async def test_usage_that_the_engine_counted_itself_is_what_the_load_says(wire: Wire, worker: WorkerHost) -> None:
-    call = wire.generation_client(worker).begin(ask())
+    call = begin(wire.generation_client(worker), ask())
     taken = await worker.engine.next()
     taken.start(prompt_tokens=20, cached_tokens=5)
     taken.say("two tokens in one text")
@@ -414,7 +414,7 @@ async def test_abort_of_an_unknown_request_finds_nothing(wire: Wire, worker: Wor
 
 async def test_abort_stops_every_request_of_the_id(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    calls = [client.begin(ask("same")), client.begin(ask("same")), client.begin(ask("other"))]
+    calls = [begin(client, ask("same")), begin(client, ask("same")), begin(client, ask("other"))]
     for _ in calls:
         await worker.engine.next()
     await wire.generation_stub(worker).Abort(generation_pb2.AbortRequest(request_id="same"))
@@ -424,7 +424,7 @@ async def test_abort_stops_every_request_of_the_id(wire: Wire, worker: WorkerHos
 
 
 async def test_abort_without_an_id_stops_nobody(wire: Wire, worker: WorkerHost) -> None:
-    wire.generation_client(worker).begin(ask(""))
+    begin(wire.generation_client(worker), ask(""))
     await worker.engine.next()
     with pytest.raises(grpc.RpcError) as caught:
         await wire.generation_stub(worker).Abort(generation_pb2.AbortRequest())
@@ -434,7 +434,7 @@ async def test_abort_without_an_id_stops_nobody(wire: Wire, worker: WorkerHost) 
 
 async def test_stopping_everything_ends_every_call_in_the_reason(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    calls = [client.begin(ask(str(number))) for number in range(3)]
+    calls = [begin(client, ask(str(number))) for number in range(3)]
     for _ in calls:
         await worker.engine.next()
     worker.sessions.stop_all(WorkerUnreachable("The worker was stopped."))

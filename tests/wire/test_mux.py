@@ -16,11 +16,11 @@ from lbcore.api.v1 import generation_pb2
 from lbcore.errors import BodyTooLarge, DeadlineExceeded, WorkerUnreachable
 from lbcore.generation import Delta, Dialect, Event, Finished, GenerationRequest, Started
 from lbcore.types import Epoch, Target, WorkerId
-from lbcore.wire import channel, clients, mux
+from lbcore.wire import channel, clients, outbox
 from lbcore.wire.channel import new_server
 from lbcore.wire.clients import GenerationClient, GenerationClients
 from tests.fakes import settle
-from tests.wire.conftest import Host, Wire, WorkerHost, all_events, failure_of, soon
+from tests.wire.conftest import Host, ReadCall, Wire, WorkerHost, all_events, begin, failure_of, soon
 
 
 def ask(request_id: str = "r", body: bytes = b"{}") -> GenerationRequest:
@@ -101,7 +101,7 @@ class Door(Host):
 
 async def test_calls_that_run_side_by_side_are_never_mixed(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    calls = [client.begin(ask(str(number))) for number in range(100)]
+    calls = [begin(client, ask(str(number))) for number in range(100)]
     turns = [await worker.engine.next() for _ in calls] * 5
     random.Random(7).shuffle(turns)
     steps = dict.fromkeys(turns, 0)
@@ -145,7 +145,7 @@ async def test_events_that_come_together_travel_in_few_messages(wire: Wire, work
 
 
 async def test_an_event_that_comes_alone_does_not_wait_for_others(wire: Wire, worker: WorkerHost) -> None:
-    call = wire.generation_client(worker).begin(ask())
+    call = begin(wire.generation_client(worker), ask())
     taken = await worker.engine.next()
     for text in ("one", "two"):
         taken.say(text)
@@ -156,14 +156,14 @@ async def test_an_event_that_comes_alone_does_not_wait_for_others(wire: Wire, wo
 async def test_a_worker_that_was_never_there_fails_every_call(wire: Wire, worker: WorkerHost) -> None:
     await worker.stop()
     client = wire.generation_client(worker)
-    for call in [client.begin(ask()) for _ in range(3)]:
+    for call in [begin(client, ask()) for _ in range(3)]:
         assert isinstance(await failure_of(call), WorkerUnreachable)
     assert client.idle
 
 
 async def test_a_worker_that_dies_fails_every_open_call_and_keeps_what_it_said(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    calls = [client.begin(ask(str(number))) for number in range(3)]
+    calls = [begin(client, ask(str(number))) for number in range(3)]
     for _ in calls:
         (await worker.engine.next()).say("half an ans")
     for call in calls:
@@ -176,12 +176,12 @@ async def test_a_worker_that_dies_fails_every_open_call_and_keeps_what_it_said(w
 
 async def test_a_worker_back_on_its_port_serves_the_next_call_at_once(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    cut = client.begin(ask("cut"))
+    cut = begin(client, ask("cut"))
     await worker.engine.next()
     await worker.stop()
     assert isinstance(await failure_of(cut), WorkerUnreachable)
     await worker.start()
-    call = client.begin(ask("next"))
+    call = begin(client, ask("next"))
     (await worker.engine.next()).answer("back")
     assert (await all_events(call))[-1] == Finished(10, 0, 1)
 
@@ -190,9 +190,9 @@ async def test_a_new_client_does_not_wait_for_what_an_old_one_found_closed(wire:
     # Inside one process gRPC shares connections between channels, and with them the pause after a failed one.
     await worker.stop()
     old = wire.generation_client(worker)
-    assert isinstance(await failure_of(old.begin(ask())), WorkerUnreachable)
+    assert isinstance(await failure_of(begin(old, ask())), WorkerUnreachable)
     await worker.start()
-    call = wire.generation_client(worker).begin(ask())
+    call = begin(wire.generation_client(worker), ask())
     (await worker.engine.next()).answer("back")
     assert (await all_events(call))[-1] == Finished(10, 0, 1)
 
@@ -202,7 +202,7 @@ async def test_a_connection_may_take_longer_than_a_blink(wire: Wire, worker: Wor
     door = Door(worker, delay_s=0.3)
     await door.start()
     client = GenerationClient(door.address)
-    call = client.begin(ask())
+    call = begin(client, ask())
     (await worker.engine.next()).answer("there")
     assert (await all_events(call))[-1] == Finished(10, 0, 1)
     await client.close()
@@ -218,7 +218,7 @@ async def test_a_worker_that_stands_still_is_found_by_pings(
     door = Door(worker)
     await door.start()
     client = GenerationClient(door.address)
-    call = client.begin(ask())
+    call = begin(client, ask())
     (await worker.engine.next()).say("one")
     assert await soon(call.events()) == [Delta(text="one")]
     door.opened.clear()
@@ -231,16 +231,16 @@ async def test_a_caller_may_try_again_from_inside_the_failure(
     wire: Wire, worker: WorkerHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = wire.generation_client(worker)
-    again: list[clients.Call] = []
+    again: list[ReadCall] = []
     put = clients.Call.put
 
-    def put_and_try_again(call: clients.Call, event: Event) -> None:
-        put(call, event)
+    def put_and_try_again(call: clients.Call, event: Event) -> bool:
         if not again:
-            again.append(client.begin(ask("again")))
+            again.append(begin(client, ask("again")))
+        return put(call, event)
 
     monkeypatch.setattr(clients.Call, "put", put_and_try_again)
-    first = client.begin(ask("first"))
+    first = begin(client, ask("first"))
     await worker.engine.next()
     await worker.stop()
     assert isinstance(await failure_of(first), WorkerUnreachable)
@@ -249,7 +249,7 @@ async def test_a_caller_may_try_again_from_inside_the_failure(
 
 async def test_closing_fails_the_calls_that_are_open(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    call = client.begin(ask())
+    call = begin(client, ask())
     await worker.engine.next()
     await client.close()
     assert isinstance(await failure_of(call), WorkerUnreachable)
@@ -257,7 +257,7 @@ async def test_closing_fails_the_calls_that_are_open(wire: Wire, worker: WorkerH
 
 async def test_closing_fails_a_call_that_has_not_left_yet(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    call = client.begin(ask())
+    call = begin(client, ask())
     await client.close()
     assert isinstance(await failure_of(call), WorkerUnreachable)
 
@@ -265,13 +265,13 @@ async def test_closing_fails_a_call_that_has_not_left_yet(wire: Wire, worker: Wo
 async def test_a_closed_client_fails_every_call(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
     await client.close()
-    assert isinstance(await failure_of(client.begin(ask())), WorkerUnreachable)
+    assert isinstance(await failure_of(begin(client, ask())), WorkerUnreachable)
 
 
 async def test_a_stream_that_ends_well_before_its_calls_fails_them(wire: Wire) -> None:
     host = StrangeHost()
     await host.start()
-    assert isinstance(await failure_of(wire.generation_client(host).begin(ask())), WorkerUnreachable)
+    assert isinstance(await failure_of(begin(wire.generation_client(host), ask())), WorkerUnreachable)
     await host.stop()
 
 
@@ -279,7 +279,7 @@ async def test_an_answer_that_is_no_message_fails_the_calls(wire: Wire, caplog: 
     host = StrangeHost(b"\xff\xff\xff\xff")
     await host.start()
     client = wire.generation_client(host)
-    assert isinstance(await failure_of(client.begin(ask())), WorkerUnreachable)
+    assert isinstance(await failure_of(begin(client, ask())), WorkerUnreachable)
     assert client.idle
     await host.stop()
 
@@ -293,13 +293,13 @@ async def test_events_of_calls_that_are_over_or_never_were_are_passed_over(wire:
     ]
     host = StrangeHost(generation_pb2.GenerateStreamResponse(events=events).SerializeToString())
     await host.start()
-    call = wire.generation_client(host).begin(ask())
+    call = begin(wire.generation_client(host), ask())
     assert await all_events(call) == [Finished(0, 0, 2)]
     await host.stop()
 
 
 async def test_a_reader_that_gives_up_waiting_misses_nothing(wire: Wire, worker: WorkerHost) -> None:
-    call = wire.generation_client(worker).begin(ask())
+    call = begin(wire.generation_client(worker), ask())
     waiting = asyncio.ensure_future(call.events())
     await settle()
     waiting.cancel()
@@ -311,25 +311,13 @@ async def test_a_reader_that_gives_up_waiting_misses_nothing(wire: Wire, worker:
 async def test_prompts_too_many_for_one_message_travel_in_several(
     wire: Wire, worker: WorkerHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mux, "MAX_BATCH_BYTES", 1000)
+    monkeypatch.setattr(outbox, "MAX_BATCH_BYTES", 1000)
     client = wire.generation_client(worker)
-    calls = [client.begin(ask(str(number), body=b"x" * 400)) for number in range(20)]
+    calls = [begin(client, ask(str(number), body=b"x" * 400)) for number in range(20)]
     for _ in calls:
         (await worker.engine.next()).answer("one")
     for call in calls:
         assert (await all_events(call))[-1] == Finished(10, 0, 1)
-
-
-def test_a_batch_is_cut_in_order_and_no_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mux, "MAX_BATCH_BYTES", 1000)
-    sizes = [10, 400, 400, 400, 3000, 10, 990]
-    items = [
-        generation_pb2.CallEvent(call_id=number, delta=generation_pb2.Delta(text="x" * size))
-        for number, size in enumerate(sizes, start=1)
-    ]
-    messages = [*mux.messages(lambda part: generation_pb2.GenerateStreamResponse(events=part), items)]
-    assert [event.call_id for message in messages for event in message.events] == [1, 2, 3, 4, 5, 6, 7]
-    assert all(message.ByteSize() <= 1000 or len(message.events) == 1 for message in messages)
 
 
 async def test_a_body_that_no_message_can_carry_fails_alone(
@@ -337,8 +325,8 @@ async def test_a_body_that_no_message_can_carry_fails_alone(
 ) -> None:
     monkeypatch.setattr(clients, "MAX_BODY_BYTES", 100)
     client = wire.generation_client(worker)
-    good = client.begin(ask("good"))
-    assert isinstance(await failure_of(client.begin(ask("bad", body=b"x" * 101))), BodyTooLarge)
+    good = begin(client, ask("good"))
+    assert isinstance(await failure_of(begin(client, ask("bad", body=b"x" * 101))), BodyTooLarge)
     (await worker.engine.next()).answer("one")
     assert (await all_events(good))[-1] == Finished(10, 0, 1)
     assert channel.MAX_MESSAGE_BYTES > 100
@@ -349,7 +337,7 @@ async def test_a_worker_that_forgets_its_deadline_is_given_up(wire: Wire, monkey
     host = StrangeHost(hangs=True)
     await host.start()
     client = wire.generation_client(host)
-    late = client.begin(GenerationRequest("r", Dialect.CHAT, b"{}", timeout_s=0.01))
+    late = begin(client, GenerationRequest("r", Dialect.CHAT, b"{}", timeout_s=0.01))
     assert isinstance(await failure_of(late), DeadlineExceeded)
     assert client.idle
     await host.stop()
@@ -360,8 +348,8 @@ async def test_a_call_that_ended_in_time_is_not_ended_again(
 ) -> None:
     monkeypatch.setattr(clients, "GRACE_S", 0.0)
     client = wire.generation_client(worker)
-    call = client.begin(GenerationRequest("r", Dialect.CHAT, b"{}", timeout_s=0.0))
-    end = generation_pb2.CallEvent(call_id=call.call_id, finished=generation_pb2.Finished(output_token_count=1))
+    call = begin(client, GenerationRequest("r", Dialect.CHAT, b"{}", timeout_s=0.0))
+    end = generation_pb2.CallEvent(call_id=call.call.call_id, finished=generation_pb2.Finished(output_token_count=1))
     client._deliver(generation_pb2.GenerateStreamResponse(events=[end]))
     assert await soon(call.events()) == [Finished(0, 0, 1)]
     waiting = asyncio.ensure_future(call.events())
@@ -372,13 +360,13 @@ async def test_a_call_that_ended_in_time_is_not_ended_again(
 
 async def test_a_cancelled_call_says_nothing_more(wire: Wire, worker: WorkerHost) -> None:
     client = wire.generation_client(worker)
-    call = client.begin(ask())
+    call = begin(client, ask())
     taken = await worker.engine.next()
     taken.say("one")
     await call.events()
     call.cancel()
     await worker.engine.happened.until(lambda: worker.engine.aborted)
-    other = client.begin(ask("other"))
+    other = begin(client, ask("other"))
     (await worker.engine.next()).answer("two")
     await all_events(other)
     waiting = asyncio.ensure_future(call.events())
@@ -397,7 +385,7 @@ async def test_the_same_worker_gets_the_same_client(worker: WorkerHost) -> None:
 async def test_a_restarted_worker_gets_a_new_client_and_calls_under_way_go_on(worker: WorkerHost) -> None:
     pool = GenerationClients()
     old = pool.to(Target(WorkerId("w"), Epoch(1), worker.address))
-    running = old.begin(ask("running"))
+    running = begin(old, ask("running"))
     taken = await worker.engine.next()
     new = pool.to(Target(WorkerId("w"), Epoch(2), worker.address))
     assert new is not old
@@ -409,7 +397,7 @@ async def test_a_restarted_worker_gets_a_new_client_and_calls_under_way_go_on(wo
 async def test_a_stale_route_does_not_cut_the_calls_of_the_restarted_worker(worker: WorkerHost) -> None:
     pool = GenerationClients()
     new = pool.to(Target(WorkerId("w"), Epoch(2), worker.address))
-    running = new.begin(ask("running"))
+    running = begin(new, ask("running"))
     taken = await worker.engine.next()
     pool.to(Target(WorkerId("w"), Epoch(1), worker.address))
     await settle()
@@ -422,7 +410,7 @@ async def test_clients_of_workers_that_are_gone_are_closed_once_they_are_idle(wo
     pool = GenerationClients()
     target = Target(WorkerId("w"), Epoch(1), worker.address)
     client = pool.to(target)
-    call = client.begin(ask())
+    call = begin(client, ask())
     taken = await worker.engine.next()
     pool.keep_only({})
     assert pool.to(target) is client
@@ -439,7 +427,7 @@ async def test_a_client_of_an_earlier_epoch_is_closed_once_it_is_idle(worker: Wo
     # Without a table to follow nobody calls keep_only, and restarts must not pile up connections.
     pool = GenerationClients()
     for epoch in range(1, 6):
-        call = pool.to(Target(WorkerId("w"), Epoch(epoch), worker.address)).begin(ask())
+        call = begin(pool.to(Target(WorkerId("w"), Epoch(epoch), worker.address)), ask())
         (await worker.engine.next()).answer("one")
         await all_events(call)
     assert len(pool) == 1

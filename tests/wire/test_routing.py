@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -29,7 +30,7 @@ from lbcore.wire.convert import facts_to_proto, route_from_proto
 from lbcore.wire.status import error_from_rpc
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
-from tests.wire.conftest import LEASE_S, TICKET_S, SchedulerHost, Wire, eventually, fixture, soon
+from tests.wire.conftest import LEASE_S, TICKET_S, SchedulerHost, Wire, eventually, fixture, soon, where_to
 
 ONE_AT_A_TIME = Capacity(max_sequences=1)
 
@@ -45,7 +46,7 @@ Ask = Callable[[RouteFacts], Awaitable[Route]]
 async def ask(request: pytest.FixtureRequest, wire: Wire, scheduler: SchedulerHost) -> Ask:
     """The same question through either door; gRPC wants to be asked for channels inside the event loop."""
     if request.param == "RouteStream":
-        return wire.routing_client(scheduler).route
+        return partial(where_to, wire.routing_client(scheduler))
     stub = wire.routing_stub(scheduler)
 
     async def unary(facts: RouteFacts) -> Route:
@@ -143,7 +144,7 @@ async def test_many_questions_at_once_each_get_their_own_answer(wire: Wire, sche
     client = wire.routing_client(scheduler)
     numbers = [number % 6 for number in range(300)]
     answers = await soon(
-        asyncio.gather(*(client.route(facts(f"m{number}")) for number in numbers), return_exceptions=True)
+        asyncio.gather(*(where_to(client, facts(f"m{number}")) for number in numbers), return_exceptions=True)
     )
     for number, answer in zip(numbers, answers, strict=True):
         if number == 5:
@@ -157,7 +158,7 @@ async def test_many_questions_at_once_each_get_their_own_answer(wire: Wire, sche
 async def test_a_thousand_questions_at_once_do_not_herd(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(*(spec(f"w{number}") for number in range(10)))
     client = wire.routing_client(scheduler)
-    routes = await soon(asyncio.gather(*(client.route(facts(prompt_bytes=400)) for _ in range(1000))))
+    routes = await soon(asyncio.gather(*(where_to(client, facts(prompt_bytes=400)) for _ in range(1000))))
     names = [route.target.worker_id for route in routes]
     assert {names.count(name) for name in set(names)} == {100}
 
@@ -165,7 +166,7 @@ async def test_a_thousand_questions_at_once_do_not_herd(wire: Wire, scheduler: S
 async def test_a_caller_cancelled_while_it_waits_leaves_nothing_booked(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(spec())
     client = wire.routing_client(scheduler)
-    callers = [asyncio.ensure_future(client.route(facts(prompt_bytes=4000))) for _ in range(10)]
+    callers = [asyncio.ensure_future(where_to(client, facts(prompt_bytes=4000))) for _ in range(10)]
     await settle(1)
     for caller in callers:
         caller.cancel()
@@ -179,7 +180,7 @@ async def test_a_caller_cancelled_as_its_answer_comes_leaves_nothing_booked(
 ) -> None:
     scheduler.join(spec())
     client = wire.routing_client(scheduler)
-    caller = asyncio.ensure_future(client.route(facts(prompt_bytes=4000)))
+    caller = asyncio.ensure_future(where_to(client, facts(prompt_bytes=4000)))
 
     def read_and_cancel(message: routing_pb2.RouteResponse) -> Route:
         asyncio.get_running_loop().call_soon(caller.cancel)
@@ -205,7 +206,7 @@ async def test_an_answer_that_comes_too_late_is_given_back(
     monkeypatch.setattr(RoutingClient, "_deliver", deliver_late)
     client = wire.routing_client(scheduler)
     with pytest.raises(DeadlineExceeded):
-        await soon(client.route(facts(), timeout_s=0.01))
+        await soon(where_to(client, facts(), timeout_s=0.01))
     await scheduler.state.happened.until(lambda: late)
     assert scheduler.credit()[0] == 1
     late[0]()
@@ -215,8 +216,8 @@ async def test_an_answer_that_comes_too_late_is_given_back(
 async def test_an_abandoned_ticket_makes_room_for_the_same_request(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(spec(capacity=ONE_AT_A_TIME))
     client = wire.routing_client(scheduler)
-    first = await soon(client.route(facts()))
-    second = await soon(client.route(facts(), abandoned=(first.ticket,)))
+    first = await soon(where_to(client, facts()))
+    second = await soon(where_to(client, facts(), abandoned=(first.ticket,)))
     assert second.ticket != first.ticket
     assert scheduler.credit()[0] == 1
 
@@ -226,8 +227,8 @@ async def test_abandoned_tickets_are_given_back_even_when_the_answer_is_a_refusa
 ) -> None:
     scheduler.join(spec())
     client = wire.routing_client(scheduler)
-    route = await soon(client.route(facts()))
-    question = client.route(facts(tried=frozenset({WorkerId("w0")})), abandoned=(route.ticket,))
+    route = await soon(where_to(client, facts()))
+    question = where_to(client, facts(tried=frozenset({WorkerId("w0")})), abandoned=(route.ticket,))
     assert isinstance(await refusal(question), NoReadyWorker)
     assert scheduler.credit() == (0, 0)
 
@@ -245,17 +246,17 @@ async def test_release_counts_what_was_booked_once(wire: Wire, scheduler: Schedu
 async def test_a_ticket_can_be_given_back_on_the_stream(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(spec())
     client = wire.routing_client(scheduler)
-    client.release((await soon(client.route(facts()))).ticket)
+    client.release((await soon(where_to(client, facts()))).ticket)
     await scheduler.state.happened.until(lambda: scheduler.credit() == (0, 0))
 
 
 async def test_a_ticket_can_be_given_back_though_its_stream_broke(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(spec())
     client = wire.routing_client(scheduler)
-    route = await soon(client.route(facts()))
+    route = await soon(where_to(client, facts()))
     await scheduler.stop()
     await scheduler.start()
-    await refusal(client.route(facts("")))
+    await refusal(where_to(client, facts("")))
     client.release(route.ticket)
     await scheduler.state.happened.until(lambda: scheduler.credit() == (0, 0))
 
@@ -264,7 +265,7 @@ async def test_a_dispatch_that_never_reaches_its_worker_is_taken_back_in_time(
     wire: Wire, scheduler: SchedulerHost
 ) -> None:
     scheduler.join(spec())
-    await soon(wire.routing_client(scheduler).route(facts()))
+    await soon(where_to(wire.routing_client(scheduler), facts()))
     for second in range(int(TICKET_S)):
         assert scheduler.credit()[0] == 1
         scheduler.state.handle(Reported(WorkerId("w0"), Epoch(1), LoadReport(second + 1)))
@@ -275,14 +276,14 @@ async def test_a_dispatch_that_never_reaches_its_worker_is_taken_back_in_time(
 async def test_tickets_of_an_earlier_scheduler_mean_nothing_to_this_one(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(spec())
     client = wire.routing_client(scheduler)
-    old = await soon(client.route(facts()))
+    old = await soon(where_to(client, facts()))
     await scheduler.stop()
     scheduler.forget()
     scheduler.join(spec())
     await scheduler.start()
     new = await _until_answered(client)
     client.release(old.ticket)
-    await soon(client.route(facts()))
+    await soon(where_to(client, facts()))
     assert new.ticket != old.ticket
     assert scheduler.credit()[0] == 2
 
@@ -292,7 +293,7 @@ async def test_without_a_scheduler_every_question_is_refused_at_once(wire: Wire,
     client = wire.routing_client(scheduler)
     async with asyncio.timeout(2):
         for _ in range(3):
-            assert isinstance(await refusal(client.route(facts())), NoReadyWorker)
+            assert isinstance(await refusal(where_to(client, facts())), NoReadyWorker)
 
 
 async def test_questions_that_wait_when_the_scheduler_dies_are_refused(
@@ -300,7 +301,7 @@ async def test_questions_that_wait_when_the_scheduler_dies_are_refused(
 ) -> None:
     scheduler.join(spec())
     client = wire.routing_client(scheduler)
-    await soon(client.route(facts()))
+    await soon(where_to(client, facts()))
     asked = asyncio.Event()
 
     def keep_to_oneself(client: RoutingClient, message: routing_pb2.RouteStreamResponse) -> None:
@@ -308,7 +309,7 @@ async def test_questions_that_wait_when_the_scheduler_dies_are_refused(
 
     monkeypatch.setattr(RoutingClient, "_deliver", keep_to_oneself)
     deaf = wire.routing_client(scheduler)
-    waiting = [asyncio.ensure_future(deaf.route(facts())) for _ in range(3)]
+    waiting = [asyncio.ensure_future(where_to(deaf, facts())) for _ in range(3)]
     await soon(asked.wait())
     await scheduler.stop()
     for question in waiting:
@@ -318,7 +319,7 @@ async def test_questions_that_wait_when_the_scheduler_dies_are_refused(
 async def test_a_scheduler_back_on_its_port_answers_the_next_question(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(spec())
     client = wire.routing_client(scheduler)
-    await soon(client.route(facts()))
+    await soon(where_to(client, facts()))
     await scheduler.stop()
     await scheduler.start()
     assert (await _until_answered(client)).target.worker_id == "w0"
@@ -432,8 +433,8 @@ async def test_a_watcher_that_is_gone_is_forgotten(wire: Wire, scheduler: Schedu
 async def test_the_table_tells_credit_and_load(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(spec())
     client = wire.routing_client(scheduler)
-    one = await soon(client.route(facts(prompt_bytes=400)))
-    await soon(client.route(facts(prompt_bytes=400)))
+    one = await soon(where_to(client, facts(prompt_bytes=400)))
+    await soon(where_to(client, facts(prompt_bytes=400)))
     accepted = TicketUpdate(one.ticket, TicketPhase.ACCEPTED)
     scheduler.state.handle(
         Reported(WorkerId("w0"), Epoch(1), LoadReport(1, running_requests=1, ticket_updates=(accepted,)))
@@ -447,6 +448,6 @@ async def _until_answered(client: RoutingClient) -> Route:
     async with asyncio.timeout(10):
         while True:
             try:
-                return await client.route(facts())
+                return await where_to(client, facts())
             except NoReadyWorker:
                 await asyncio.sleep(0)

@@ -19,7 +19,7 @@ from lbcore.wire.channel import open_channel
 from lbcore.wire.clients import GenerationClient
 from tests.fakes import ManualClock, ScriptedEngine
 from tests.fleet import spec
-from tests.wire.conftest import Host, SchedulerHost, Wire, all_events, failure_of, fixture, in_state, soon
+from tests.wire.conftest import Host, SchedulerHost, Wire, all_events, begin, failure_of, fixture, in_state, soon
 from worker import app
 from worker.app import Worker
 from worker.config import WorkerConfig
@@ -103,7 +103,7 @@ async def test_a_worker_tells_what_it_is_and_serves(
     assert [model.name for model in endpoint.spec.models] == [MODEL]
     assert isinstance(endpoint.spec.models[0], ServedModel)
     assert await health(address_of(scheduler)) == health_pb2.HealthCheckResponse.SERVING
-    call = client.begin(ask())
+    call = begin(client, ask())
     (await running.engine.next()).answer("Hi")
     assert (await all_events(call))[-1] == Finished(10, 0, 1)
 
@@ -119,7 +119,7 @@ async def test_a_worker_may_serve_several_names_and_adapters_each_said_once(sche
 
 
 async def test_a_worker_takes_as_many_requests_as_it_said(running: RunningWorker, client: GenerationClient) -> None:
-    calls = [client.begin(ask()) for _ in range(7)]
+    calls = [begin(client, ask()) for _ in range(7)]
     for _ in range(6):
         await running.engine.next()
     assert (await failure_of(calls[6])).reason == "SATURATED"
@@ -128,11 +128,11 @@ async def test_a_worker_takes_as_many_requests_as_it_said(running: RunningWorker
 async def test_a_worker_ordered_to_drain_finishes_what_it_has_and_leaves(
     scheduler: SchedulerHost, running: RunningWorker, client: GenerationClient
 ) -> None:
-    call = client.begin(ask())
+    call = begin(client, ask())
     taken = await running.engine.next()
     address = address_of(scheduler)
     await drained_by(scheduler)
-    assert isinstance(await failure_of(client.begin(ask())), WorkerUnreachable)
+    assert isinstance(await failure_of(begin(client, ask())), WorkerUnreachable)
     assert await health(address) == health_pb2.HealthCheckResponse.NOT_SERVING
     taken.answer("to", "the", "end")
     assert (await all_events(call))[-1] == Finished(10, 0, 3)
@@ -144,7 +144,7 @@ async def test_a_worker_ordered_to_drain_finishes_what_it_has_and_leaves(
 async def test_what_outlives_the_drain_s_deadline_is_stopped(
     scheduler: SchedulerHost, running: RunningWorker, client: GenerationClient
 ) -> None:
-    call = client.begin(ask())
+    call = begin(client, ask())
     await running.engine.next()
     await drained_by(scheduler, deadline_ms=10)
     assert isinstance(await failure_of(call), WorkerUnreachable)
@@ -156,7 +156,7 @@ async def test_what_outlives_the_drain_s_deadline_is_stopped(
 async def test_a_worker_whose_engine_broke_ends_with_an_error_and_is_gone_at_once(
     scheduler: SchedulerHost, running: RunningWorker, client: GenerationClient
 ) -> None:
-    call = client.begin(ask())
+    call = begin(client, ask())
     await running.engine.next()
     running.engine.break_down("Out of memory.")
     last = (await all_events(call))[-1]
@@ -199,7 +199,7 @@ async def test_an_engine_that_measures_nonsense_for_once_is_looked_at_again(
 async def test_a_worker_whose_name_was_taken_finishes_what_it_has_and_ends_with_an_error(
     wire: Wire, scheduler: SchedulerHost, running: RunningWorker, client: GenerationClient
 ) -> None:
-    call = client.begin(ask())
+    call = begin(client, ask())
     taken = await running.engine.next()
     await wire.connection(scheduler).register(spec("w0", epoch=1))
     taken.answer("done")
@@ -235,7 +235,7 @@ async def test_the_metrics_page_tells_the_load_and_how_requests_ended(scheduler:
         await scheduler.state.happened.until(lambda: scheduler.endpoint("w0") is not None)
     [ready] = [line for line in logs if line["event"] == "ready"]
     client = GenerationClient(address_of(scheduler))
-    good, bad = client.begin(ask()), client.begin(ask())
+    good, bad = begin(client, ask()), begin(client, ask())
     (await worker.engine.next()).answer("Hi")
     (await worker.engine.next()).fail(EngineFailed("No."))
     await all_events(good)
@@ -250,7 +250,7 @@ async def test_the_metrics_page_tells_the_load_and_how_requests_ended(scheduler:
         "lb_worker_output_tokens_total 1.0",
     ):
         assert line in page
-    client.begin(ask())
+    begin(client, ask())
     (await worker.engine.next()).start(prompt_tokens=10, cached_tokens=4)
     page = await metrics_page(ready["metrics"])
     for line in (

@@ -52,7 +52,8 @@ def integer(body: Body, name: str, low: int | None = None, high: int | None = No
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int):
+    # Exactly: a bool is an int too.
+    if type(value) is not int:
         raise InvalidRequest(f"{name} must be an integer.", param=name)
     _in_range(name, value, low, high)
     return value
@@ -89,8 +90,12 @@ def stop_strings(body: Body) -> tuple[str, ...]:
 
 def output_limit(body: Body, names: Iterable[str]) -> int | None:
     """The client's limit on the tokens of each choice: the first of these names that has a value. All are checked."""
-    limits = [integer(body, name, 1) for name in names]
-    return next((limit for limit in limits if limit is not None), None)
+    first = None
+    for name in names:
+        limit = integer(body, name, 1) if name in body else None
+        if first is None:
+            first = limit
+    return first
 
 
 def chat_logprobs(body: Body) -> int | None:
@@ -108,11 +113,13 @@ def messages(body: Body) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not found:
         raise InvalidRequest("messages must be a non-empty list.", param="messages")
     for index, message in enumerate(found):
-        where = f"messages[{index}]"
         if not isinstance(message, dict):
+            where = f"messages[{index}]"
             raise InvalidRequest(f"{where} must be an object.", param=where)
-        if not isinstance(message.get("role"), str) or not message["role"]:
-            raise InvalidRequest(f"{where}.role must be a string.", param=f"{where}.role")
+        role = message.get("role")
+        if not role or not isinstance(role, str):
+            where = f"messages[{index}].role"
+            raise InvalidRequest(f"{where} must be a string.", param=where)
     return found
 
 

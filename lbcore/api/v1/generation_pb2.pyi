@@ -183,20 +183,32 @@ class Finished(_message.Message):
     def __init__(self, prompt_token_count: _Optional[int] = ..., cached_token_count: _Optional[int] = ..., output_token_count: _Optional[int] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
-    __slots__ = ("calls", "cancelled_call_ids")
+    __slots__ = ("calls", "cancelled_call_ids", "rooms")
     CALLS_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_CALL_IDS_FIELD_NUMBER: _ClassVar[int]
+    ROOMS_FIELD_NUMBER: _ClassVar[int]
     calls: _containers.RepeatedCompositeFieldContainer[GenerateCall]
     cancelled_call_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, calls: _Optional[_Iterable[_Union[GenerateCall, _Mapping]]] = ..., cancelled_call_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    rooms: _containers.RepeatedCompositeFieldContainer[Room]
+    def __init__(self, calls: _Optional[_Iterable[_Union[GenerateCall, _Mapping]]] = ..., cancelled_call_ids: _Optional[_Iterable[int]] = ..., rooms: _Optional[_Iterable[_Union[Room, _Mapping]]] = ...) -> None: ...
 
 class GenerateCall(_message.Message):
-    __slots__ = ("call_id", "request")
+    __slots__ = ("call_id", "request", "room")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     request: GenerateRequest
-    def __init__(self, call_id: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ...) -> None: ...
+    room: int
+    def __init__(self, call_id: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., room: _Optional[int] = ...) -> None: ...
+
+class Room(_message.Message):
+    __slots__ = ("call_id", "event_count")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    call_id: int
+    event_count: int
+    def __init__(self, call_id: _Optional[int] = ..., event_count: _Optional[int] = ...) -> None: ...
 
 class GenerateStreamResponse(_message.Message):
     __slots__ = ("events",)

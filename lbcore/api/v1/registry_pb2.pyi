@@ -47,10 +47,12 @@ class Lease(_message.Message):
     def __init__(self, ttl_ms: _Optional[int] = ..., report_interval_ms: _Optional[int] = ..., scheduler_epoch: _Optional[int] = ...) -> None: ...
 
 class ReportAck(_message.Message):
-    __slots__ = ("sequence",)
+    __slots__ = ("sequence", "report_pause_ms")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    REPORT_PAUSE_MS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
-    def __init__(self, sequence: _Optional[int] = ...) -> None: ...
+    report_pause_ms: int
+    def __init__(self, sequence: _Optional[int] = ..., report_pause_ms: _Optional[int] = ...) -> None: ...
 
 class Command(_message.Message):
     __slots__ = ("drain", "abort")

@@ -1,13 +1,14 @@
 """Protobuf to domain values and back: the only reader of both. Never raises on what a peer sent but InvalidRequest."""
 
 from lbcore.wire.convert.generation import (
-    call_event,
+    call_events,
     event_from_proto,
     generation_from_proto,
     generation_to_proto,
     response_from_event,
+    write_generation,
 )
-from lbcore.wire.convert.routing import facts_from_proto, facts_to_proto, route_from_proto, route_to_proto
+from lbcore.wire.convert.routing import facts_from_proto, facts_to_proto, route_from_proto, route_to_proto, write_facts
 from lbcore.wire.convert.workers import (
     load_from_proto,
     load_to_proto,
@@ -18,7 +19,7 @@ from lbcore.wire.convert.workers import (
 )
 
 __all__ = [
-    "call_event",
+    "call_events",
     "event_from_proto",
     "facts_from_proto",
     "facts_to_proto",
@@ -33,4 +34,6 @@ __all__ = [
     "spec_to_proto",
     "worker_status_from_proto",
     "worker_status_to_proto",
+    "write_facts",
+    "write_generation",
 ]

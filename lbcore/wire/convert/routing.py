@@ -14,24 +14,36 @@ from lbcore.types import (
 )
 from lbcore.wire.convert.numbers import measure, milliseconds, uint32
 
+_NOBODY: frozenset[WorkerId] = frozenset()
 
-def facts_to_proto(
-    facts: RouteFacts, abandoned: tuple[Ticket, ...] = (), timeout_s: float | None = None
-) -> routing_pb2.RouteRequest:
-    """A question as a message. Numbers too large for it become the largest: it is the engine that refuses them."""
-    return routing_pb2.RouteRequest(
-        request_id=facts.request_id,
-        model=facts.model,
-        prompt_byte_count=uint32(facts.prompt_bytes),
-        prefix_hashes=facts.prefix_hashes,
-        prefix_block_byte_count=facts.prefix_block_bytes,
-        max_output_token_count=uint32(facts.max_output_tokens),
-        priority=facts.priority,
-        timeout_ms=milliseconds(timeout_s),
-        session_id=facts.session_id,
-        tried_worker_ids=facts.tried,
-        abandoned_tickets=abandoned,
-    )
+
+def write_facts(
+    facts: RouteFacts, abandoned: tuple[Ticket, ...], timeout_s: float | None, message: routing_pb2.RouteRequest
+) -> None:
+    """Fills in a question. Numbers too large for it become the largest: it is the engine that refuses them."""
+    message.request_id = facts.request_id
+    message.model = facts.model
+    message.prompt_byte_count = uint32(facts.prompt_bytes)
+    if facts.prefix_hashes:
+        message.prefix_hashes.extend(facts.prefix_hashes)
+    message.prefix_block_byte_count = facts.prefix_block_bytes
+    message.max_output_token_count = uint32(facts.max_output_tokens)
+    message.timeout_ms = milliseconds(timeout_s)
+    if facts.priority:
+        message.priority = facts.priority
+    if facts.session_id:
+        message.session_id = facts.session_id
+    if facts.tried:
+        message.tried_worker_ids.extend(facts.tried)
+    if abandoned:
+        message.abandoned_tickets.extend(abandoned)
+
+
+def facts_to_proto(facts: RouteFacts) -> routing_pb2.RouteRequest:
+    """A question as a message."""
+    message = routing_pb2.RouteRequest()
+    write_facts(facts, (), None, message)
+    return message
 
 
 def facts_from_proto(message: routing_pb2.RouteRequest) -> RouteFacts:
@@ -42,16 +54,17 @@ def facts_from_proto(message: routing_pb2.RouteRequest) -> RouteFacts:
     """
     if not message.model:
         raise InvalidRequest("model is empty", param="model")
+    tried = message.tried_worker_ids
     return RouteFacts(
-        request_id=message.request_id,
-        model=message.model,
-        prompt_bytes=message.prompt_byte_count,
-        prefix_hashes=tuple(message.prefix_hashes),
-        prefix_block_bytes=message.prefix_block_byte_count,
-        max_output_tokens=message.max_output_token_count,
-        priority=message.priority,
-        session_id=message.session_id,
-        tried=frozenset(WorkerId(worker_id) for worker_id in message.tried_worker_ids),
+        message.request_id,
+        message.model,
+        message.prompt_byte_count,
+        tuple(message.prefix_hashes),
+        message.prefix_block_byte_count,
+        message.max_output_token_count,
+        message.priority,
+        message.session_id,
+        frozenset(map(WorkerId, tried)) if tried else _NOBODY,
     )
 
 

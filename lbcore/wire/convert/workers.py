@@ -112,7 +112,7 @@ def spec_from_proto(message: worker_pb2.WorkerSpec) -> WorkerSpec:
 
 
 def load_to_proto(report: LoadReport) -> load_pb2.LoadReport:
-    return load_pb2.LoadReport(
+    message = load_pb2.LoadReport(
         sequence=report.sequence,
         queued_request_count=report.queued_requests,
         running_request_count=report.running_requests,
@@ -122,21 +122,24 @@ def load_to_proto(report: LoadReport) -> load_pb2.LoadReport:
         kv_cached_block_count=report.kv_cached_blocks,
         prefill_tokens_per_s=report.prefill_tokens_per_s,
         step_time_ms=report.step_time_ms,
-        ticket_updates=[
-            load_pb2.TicketUpdate(
-                ticket=update.ticket,
-                phase=_PHASES[update.phase],
-                prompt_token_count=update.prompt_tokens,
-                cached_token_count=update.cached_tokens,
-                output_token_count=update.output_tokens,
-            )
-            for update in report.ticket_updates
-        ],
         cached_prompt_token_total=report.cached_prompt_token_total,
         prompt_token_total=report.prompt_token_total,
         output_token_total=report.output_token_total,
         unready=report.unready,
     )
+    add = message.ticket_updates.add
+    for ticket, phase, prompt_tokens, cached_tokens, output_tokens in report.ticket_updates:
+        # Every request makes some: setting the fields that say something costs the least.
+        update = add()
+        update.ticket = ticket
+        update.phase = _PHASES[phase]
+        if prompt_tokens:
+            update.prompt_token_count = prompt_tokens
+        if cached_tokens:
+            update.cached_token_count = cached_tokens
+        if output_tokens:
+            update.output_token_count = output_tokens
+    return message
 
 
 def load_from_proto(message: load_pb2.LoadReport) -> LoadReport:

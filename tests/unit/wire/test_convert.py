@@ -166,7 +166,8 @@ def test_a_worker_s_status_survives(status: WorkerStatus) -> None:
 
 @given(facts, st.lists(tickets, max_size=3))
 def test_the_facts_of_a_request_survive_with_its_abandoned_tickets(facts: RouteFacts, abandoned: list[Ticket]) -> None:
-    message = convert.facts_to_proto(facts, tuple(abandoned))
+    message = routing_pb2.RouteRequest()
+    convert.write_facts(facts, tuple(abandoned), None, message)
     assert convert.facts_from_proto(message) == facts
     assert [*message.abandoned_tickets] == abandoned
 
@@ -181,14 +182,26 @@ def test_a_request_survives_and_its_body_byte_for_byte(request: GenerationReques
     assert convert.generation_from_proto(convert.generation_to_proto(request)) == request
 
 
+def entry_of(event: Event) -> generation_pb2.CallEvent:
+    """An event of call 7 as it travels among others."""
+    [entry] = convert.call_events([(7, event)]).events
+    return entry
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), good_events)))
+def test_events_that_travel_together_keep_their_order_and_their_calls(numbered: list[tuple[int, Event]]) -> None:
+    message = convert.call_events(numbered)
+    assert [(entry.call_id, convert.event_from_proto(entry)) for entry in message.events] == numbered
+
+
 @given(good_events)
 def test_an_event_survives_both_ways_of_travelling(event: Started | Delta | Embedding | Finished) -> None:
     assert convert.event_from_proto(convert.response_from_event(event)) == event
-    assert convert.event_from_proto(convert.call_event(7, event)) == event
+    assert convert.event_from_proto(entry_of(event)) == event
 
 
 def test_a_failure_travels_inside_a_stream() -> None:
-    entry = convert.call_event(7, Failed(Saturated("Full.", retry_after_s=3.0)))
+    entry = entry_of(Failed(Saturated("Full.", retry_after_s=3.0)))
     event = convert.event_from_proto(entry)
     assert entry.call_id == 7
     assert isinstance(event, Failed)
@@ -207,11 +220,12 @@ def test_an_event_of_a_later_version_is_no_event() -> None:
     ids=["half a pair", "negative token", "huge choice", "negative count", "huge count"],
 )
 def test_an_event_that_no_message_can_carry_fails_its_call_and_no_other(event: Event) -> None:
-    entry = convert.call_event(7, event)
+    before, entry, after = convert.call_events([(6, Delta(text="a")), (7, event), (8, Delta(text="b"))]).events
     arrived = convert.event_from_proto(entry)
     assert entry.call_id == 7
     assert isinstance(arrived, Failed)
     assert isinstance(arrived.error, EngineFailed)
+    assert [convert.event_from_proto(other) for other in (before, after)] == [Delta(text="a"), Delta(text="b")]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +344,8 @@ def test_a_timeout_arrives_as_the_nearest_that_a_message_can_carry(
 ) -> None:
     request = GenerationRequest("r", Dialect.CHAT, b"{}", timeout_s=timeout_s)
     assert convert.generation_from_proto(convert.generation_to_proto(request)).timeout_s == arrives_s
-    question = convert.facts_to_proto(RouteFacts("r", "m"), timeout_s=timeout_s)
+    question = routing_pb2.RouteRequest()
+    convert.write_facts(RouteFacts("r", "m"), (), timeout_s, question)
     assert question.timeout_ms == round((arrives_s or 0) * 1000)
 
 
@@ -405,7 +420,7 @@ _READERS: list[tuple[Callable[[Any], object], type[Message], st.SearchStrategy[M
     (
         convert.event_from_proto,
         generation_pb2.CallEvent,
-        good_events.map(lambda event: convert.call_event(1, event)),
+        good_events.map(entry_of),
     ),
 ]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
+from typing import NamedTuple
 
 from lbcore.generation import Delta, FinishReason, TokenLogprob, TopLogprob
 
@@ -27,8 +27,7 @@ MAX_ANSWER_TOKENS = 128
 """Bounds of the length of an answer whose request names none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One choice's answer, known as soon as the request is."""
 
     tokens: bytes
@@ -49,7 +48,8 @@ def draw_answer(key: bytes, choice: int, length: int, limited: bool, stop: Seque
 
     `limited` says that the length is the client's limit, not the answer's natural end.
     """
-    tokens = hashlib.shake_128(key + choice.to_bytes(4, "little")).digest(length).translate(_BYTE_TO_TOKEN)
+    drawn = hashlib.shake_128(key + choice.to_bytes(4, "little"), usedforsecurity=False)
+    tokens = drawn.digest(length).translate(_BYTE_TO_TOKEN)
     if stop:
         text = "".join(map(_TEXTS.__getitem__, tokens))
         cut, end = _first_stop(text, stop)
@@ -77,9 +77,11 @@ def _tokens_covering(tokens: bytes, length: int) -> int:
 def deltas(answer: Answer, choice: int, top_logprobs: int | None) -> Iterator[Delta]:
     """One delta per token of the answer, the last with its finish reason; with log probabilities unless None."""
     if answer.text_length is None and top_logprobs is None:
+        last = (_shared_deltas(choice, answer.finish_reason)[answer.tokens[-1]],)
+        if len(answer.tokens) == 1:
+            return iter(last)
         plain = _shared_deltas(choice, None).__getitem__
-        last = _shared_deltas(choice, answer.finish_reason)[answer.tokens[-1]]
-        return chain(map(plain, answer.tokens[:-1]), (last,))
+        return chain(map(plain, answer.tokens[:-1]), last)
     return _rendered(answer, choice, top_logprobs)
 
 
@@ -95,10 +97,10 @@ def _rendered(answer: Answer, choice: int, top_logprobs: int | None) -> Iterator
     for position, token in enumerate(answer.tokens):
         delta = _shared_deltas(choice, answer.finish_reason if position == last else None)[token]
         if left is not None:
-            delta = replace(delta, text=delta.text[:left])
+            delta = delta._replace(text=delta.text[:left])
             left -= len(delta.text)
         if top_logprobs is not None:
-            delta = replace(delta, logprobs=(_logprob(token, position, top_logprobs),))
+            delta = delta._replace(logprobs=(_logprob(token, position, top_logprobs),))
         yield delta
 
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from lbcore.types import LoadReport
 from worker.engines.sim.blocks import BlockPool
@@ -33,8 +32,7 @@ WATERMARK_RATIO = 0.01
 it a full cache admits a prompt and preempts it a step later."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutcome(Generic[K]):
+class StepOutcome(NamedTuple, Generic[K]):
     """What one step did. Every sequence in `decoding` and in `finished` gained exactly one token, no other any; those
     without output gain none, and finish with their prompt."""
 
@@ -164,10 +162,12 @@ class SimBatch(Generic[K]):
         if self._waiting or self._chunked is not None:
             prefill_tokens = self._prefill(self._token_budget - decode_tokens, started, first)
         self._tokens_in_flight += decode_tokens
-        for sequence in self._ends.pop(self._step, {}).values():
-            finished.append(sequence.key)
-            self._stop(sequence)
-            self._leave(sequence)
+        ending = self._ends.pop(self._step, None)
+        if ending is not None:
+            for key, sequence in ending.items():
+                finished.append(key)
+                self._stop(sequence)
+                self._leave(sequence)
         duration_ms = self._step_ms + prefill_tokens * self._prefill_ms_per_token
         if decode_tokens > 1:
             duration_ms += self._step_ms * DECODE_SLOPE * (decode_tokens - 1)
@@ -182,7 +182,10 @@ class SimBatch(Generic[K]):
         Nobody returns in the same step: the last to be preempted is the first to wait, and a block it needs is taken.
         """
         preempted: list[K] = []
-        for sequence in list(self._growth[(self._step + 1) % self._block_size].values()):
+        growing = self._growth[(self._step + 1) % self._block_size]
+        if not growing:
+            return preempted
+        for sequence in list(growing.values()):
             while sequence.joined_step >= 0 and not self.blocks.take(1):
                 preempted.append(self._preempt_youngest())
             if sequence.joined_step >= 0:
@@ -212,11 +215,14 @@ class SimBatch(Generic[K]):
                 if not sequence.started:
                     sequence.started = True
                     started.append((sequence.key, sequence.computed))
-            chunk = min(sequence.target - sequence.computed, left)
+            chunk = sequence.target - sequence.computed
+            if chunk > left:
+                chunk = left
             left -= chunk
             sequence.computed += chunk
             self._unprefilled_tokens -= chunk
-            self._share_full_blocks(sequence)
+            if sequence.hashes:
+                self._share_full_blocks(sequence)
             if sequence.computed < sequence.target:
                 break
             self._sample_after_prefill(sequence, first)
@@ -230,19 +236,22 @@ class SimBatch(Generic[K]):
             return None
         sequence = next(iter(self._waiting.values()))
         blocks, block_size = self.blocks, self._block_size
-        # The last token is always computed: its logits give the next one.
-        hit, idle_hit = blocks.hits(sequence.hashes, (sequence.target - 1) // block_size)
+        hit = idle_hit = 0
+        if sequence.hashes:
+            # The last token is always computed: its logits give the next one.
+            hit, idle_hit = blocks.hits(sequence.hashes, (sequence.target - 1) // block_size)
         needed = -(-sequence.target // block_size) - hit
         watermark = self._watermark if self._running else 0
         if needed + idle_hit + watermark > blocks.available:
             self._head_blocked = True
             return None
-        blocks.hold(sequence.hashes, hit)
+        if hit:
+            blocks.hold(sequence.hashes, hit)
+            sequence.shared = hit
+            sequence.computed = hit * block_size
+            self._unprefilled_tokens -= sequence.computed
         blocks.take(needed)
-        sequence.shared = hit
         sequence.anonymous = needed
-        sequence.computed = hit * block_size
-        self._unprefilled_tokens -= sequence.computed
         self._waiting.popitem(last=False)
         self._running[sequence.key] = sequence
         return sequence
@@ -255,9 +264,12 @@ class SimBatch(Generic[K]):
                 first.append(key)
             sequence.sampled += 1
             self._tokens_in_flight += 1
-        sequence.end_step = step + sequence.output_tokens - sequence.sampled
-        self._ends.setdefault(sequence.end_step, {})[key] = sequence
-        if sequence.end_step == step:
+        end_step = sequence.end_step = step + sequence.output_tokens - sequence.sampled
+        ending = self._ends.get(end_step)
+        if ending is None:
+            ending = self._ends[end_step] = {}
+        ending[key] = sequence
+        if end_step == step:
             return
         sequence.joined_step = step
         # Step `step + k` computes position `target + k - 1`, which begins a block when it is a multiple of block size.
@@ -288,7 +300,8 @@ class SimBatch(Generic[K]):
             del self._decoding[key]
             del self._growth[sequence.growth_phase][key]
             # The bucket of the present step is gone already when its sequences are stopped.
-            self._ends.get(sequence.end_step, {}).pop(key, None)
+            if sequence.end_step != self._step:
+                del self._ends[sequence.end_step][key]
         elif sequence is self._chunked:
             self._chunked = None
         self.blocks.drop(sequence.hashes, sequence.shared, sequence.anonymous)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import orjson
 import xxhash
@@ -38,10 +39,12 @@ _UNSUPPORTED = (
     "suffix",
 )
 """Refused by name unless null, false or empty: an answer that ignored them would be wrong."""
+_CHECKED = frozenset((*_UNSUPPORTED, *_NUMBERS, "response_format", "tool_choice", "best_of", "ignore_eos"))
+_OPTIONS = frozenset(("n", "stop", "seed", "logprobs", "top_logprobs"))
+"""What a body says beside its prompt and its limit. Most say little of it, and are not asked for each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(NamedTuple):
     """One prompt, as the engine sees it."""
 
     data: bytes
@@ -57,6 +60,8 @@ class Prompt:
         """Chained 64-bit hashes of the prompt's whole blocks, first block first."""
         size = block_size * self.bytes_per_token
         data, digest = self.data, xxhash.xxh3_64_intdigest
+        if len(data) < size:
+            return ()
         # Text and token ids may agree byte for byte and still are different prompts.
         block_hash = self.bytes_per_token
         hashes = []
@@ -67,40 +72,50 @@ class Prompt:
 
     def answer_key(self, engine_seed: int, request_seed: int) -> bytes:
         """What an answer depends on, beside the number of the choice among those with this prompt."""
-        seeds = f"{engine_seed} {request_seed} {self.bytes_per_token} ".encode()
-        return seeds + xxhash.xxh3_128_digest(self.data)
+        return _seeds(engine_seed, request_seed, self.bytes_per_token) + xxhash.xxh3_128_digest(self.data)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+@lru_cache(maxsize=64)
+def _seeds(engine_seed: int, request_seed: int, bytes_per_token: int) -> bytes:
+    """Nearly always the same: few requests name a seed."""
+    return f"{engine_seed} {request_seed} {bytes_per_token} ".encode()
+
+
+class Ask(NamedTuple):
     """What a body asks for, checked but for the context length."""
 
     prompt_field: str
     """Where the prompts stood, for errors about them."""
     prompts: tuple[Prompt, ...]
-    choices_per_prompt: int
-    max_tokens: int | None
+    max_tokens: int | None = None
     """None when the client set no limit."""
-    stop: tuple[str, ...]
-    seed: int
-    top_logprobs: int | None
+    choices_per_prompt: int = 1
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    top_logprobs: int | None = None
     """How many likely tokens to name beside each; None when no log probabilities are wanted."""
 
 
 def read_body(request: GenerationRequest) -> Ask:
     """Raises InvalidRequest for what is no such body, and by name for what this engine cannot do."""
     body = fields.json_object(request.body)
-    _refuse_unsupported(body)
+    if not _CHECKED.isdisjoint(body):
+        _refuse_unsupported(body)
+    fields.boolean(body, "stream")
     chat = request.dialect is Dialect.CHAT
     prompts = (_chat_prompt(body),) if chat else tuple(prompt_of(one, "prompt") for one in fields.prompts(body))
-    choices_per_prompt = fields.integer(body, "n", 1, MAX_CHOICES) or 1
-    if len(prompts) * choices_per_prompt > MAX_CHOICES:
+    max_tokens = fields.output_limit(body, _LIMITS[request.dialect])
+    ask = Ask("messages" if chat else "prompt", prompts, max_tokens)
+    if not _OPTIONS.isdisjoint(body):
+        ask = _with_options(ask, body, chat)
+    if len(prompts) * ask.choices_per_prompt > MAX_CHOICES:
         raise InvalidRequest(f"prompt and n make more than {MAX_CHOICES} choices.", param="prompt")
-    return Ask(
-        prompt_field="messages" if chat else "prompt",
-        prompts=prompts,
-        choices_per_prompt=choices_per_prompt,
-        max_tokens=fields.output_limit(body, _LIMITS[request.dialect]),
+    return ask
+
+
+def _with_options(ask: Ask, body: Mapping[str, object], chat: bool) -> Ask:
+    return ask._replace(
+        choices_per_prompt=fields.integer(body, "n", 1, MAX_CHOICES) or 1,
         stop=fields.stop_strings(body),
         seed=fields.integer(body, "seed") or 0,
         top_logprobs=(
@@ -121,19 +136,26 @@ def _refuse_unsupported(body: Mapping[str, object]) -> None:
         raise fields.unsupported("best_of", ENGINE)
     for name in _NUMBERS:
         fields.number(body, name)
-    for name in ("stream", "ignore_eos"):
-        fields.boolean(body, name)
+    fields.boolean(body, "ignore_eos")
 
 
 def _chat_prompt(body: Mapping[str, object]) -> Prompt:
     """The messages in one text, each behind its role, the tools before them: a prefix of a talk is a prefix here."""
-    parts = [orjson.dumps(body["tools"]), b"\n"] if body.get("tools") else []
+    tools = body.get("tools")
+    parts = [f"{orjson.dumps(tools).decode()}\n"] if tools else []
     for index, message in enumerate(fields.messages(body)):
-        where = f"messages[{index}]"
-        calls = message.get("tool_calls")
-        text = "" if calls and message.get("content") is None else _content(message.get("content"), f"{where}.content")
-        parts += [message["role"].encode(), b"\n", text.encode(), orjson.dumps(calls) if calls else b"", b"\n"]
-    return Prompt(b"".join(parts))
+        said = message.get("content")
+        if not isinstance(said, str) or message.get("tool_calls"):
+            said = _said(message, index)
+        parts.append(f"{message['role']}\n{said}\n")
+    return Prompt("".join(parts).encode())
+
+
+def _said(message: Mapping[str, object], index: int) -> str:
+    """What a message says, in parts or by calling tools."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    text = "" if calls and content is None else _content(content, f"messages[{index}].content")
+    return text + orjson.dumps(calls).decode() if calls else text
 
 
 def _content(content: object, where: str) -> str:

@@ -60,7 +60,7 @@ class _Request:
 
     request_id: str
     emit: Emit
-    prompt_tokens: int
+    prompt_tokens: int = 0
     cached_tokens: int = 0
     started: bool = False
     output_tokens: int = 0
@@ -167,16 +167,17 @@ class SimEngine:
             raise WorkerUnreachable("The engine is closed.")
         if request.request_id in self._requests:
             raise InvalidRequest("A request with this id is running.")
-        planned = self._planner.plan(request)
-        accepted = _Request(request.request_id, emit, sum(one.prompt.tokens for one in planned))
-        for one in planned:
-            prompt = one.prompt
-            hashes = prompt.block_hashes(self._options.block_size) if one.is_cached else ()
-            for index, (tokens, output) in enumerate(one.answers):
-                choice = _Choice(accepted, emit, output, leads=index == 0)
+        accepted = _Request(request.request_id, emit)
+        for prompt, prompt_tokens, is_cached, answers in self._planner.plan(request):
+            accepted.prompt_tokens += prompt_tokens
+            hashes = prompt.block_hashes(self._options.block_size) if is_cached else ()
+            leads = True
+            for tokens, output in answers:
+                choice = _Choice(accepted, emit, output, leads)
+                leads = False
                 accepted.choices.append(choice)
                 accepted.output_tokens += tokens
-                self._batch.add(choice, prompt.tokens, tokens, hashes)
+                self._batch.add(choice, prompt_tokens, tokens, hashes)
         accepted.open_choices = len(accepted.choices)
         self._requests[request.request_id] = accepted
         self._work.set()
@@ -187,6 +188,7 @@ class SimEngine:
         for choice in request.choices:
             choice.emit = _ignore
             self._batch.abort(choice)
+        request.choices.clear()
 
     async def _run(self) -> None:
         try:
@@ -231,6 +233,8 @@ class SimEngine:
             request.open_choices -= 1
             if not request.open_choices and self._requests.get(request.request_id) is request:
                 del self._requests[request.request_id]
+                # They know their request: without this none of it would go before somebody looked for cycles.
+                request.choices.clear()
                 request.emit(Finished(request.prompt_tokens, request.cached_tokens, request.output_tokens))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lbcore.errors import ContextLengthExceeded, InvalidRequest
 from lbcore.generation import Delta, Dialect, Embedding, FinishReason, GenerationRequest
@@ -19,11 +20,11 @@ Output = Iterator[Delta | Embedding]
 """A delta for each output token of a sequence, or the one vector of its prompt."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedPrompt:
+class PlannedPrompt(NamedTuple):
     """A prompt, and the sequences that begin with it."""
 
     prompt: Prompt
+    prompt_tokens: int
     is_cached: bool
     """Whether its blocks are looked for in the cache, and left there."""
     answers: list[tuple[int, Output]]
@@ -44,33 +45,35 @@ class Planner:
         if request.dialect is Dialect.EMBEDDING:
             return self._embeddings(request)
         ask = read_body(request)
-        return [PlannedPrompt(prompt, True, self._answers(ask, index)) for index, prompt in enumerate(ask.prompts)]
+        return [self._planned(ask, index) for index in range(len(ask.prompts))]
 
     def _embeddings(self, request: GenerationRequest) -> list[PlannedPrompt]:
         ask = read_embedding_body(request, self.embedding_size)
         planned = []
         for index, prompt in enumerate(ask.inputs):
-            if prompt.tokens > self.context_length:
-                message = f"The context is {self.context_length} tokens; the input at {index} has {prompt.tokens}."
+            tokens = prompt.tokens
+            if tokens > self.context_length:
+                message = f"The context is {self.context_length} tokens; the input at {index} has {tokens}."
                 raise ContextLengthExceeded(message, param="input")
             output = draw_embedding(index, prompt.answer_key(self.seed, 0), ask.size)
-            planned.append(PlannedPrompt(prompt, False, [(0, output)]))
+            planned.append(PlannedPrompt(prompt, tokens, False, [(0, output)]))
         return planned
 
-    def _answers(self, ask: Ask, prompt_index: int) -> list[tuple[int, Output]]:
-        """The number of tokens and the deltas of each choice with one of the prompts."""
-        key = ask.prompts[prompt_index].answer_key(self.seed, ask.seed)
-        length, limited = self._length(ask, ask.prompts[prompt_index].tokens, key)
-        first = prompt_index * ask.choices_per_prompt
+    def _planned(self, ask: Ask, index: int) -> PlannedPrompt:
+        """One of the prompts, with the number of tokens and the deltas of each of its choices."""
+        prompt = ask.prompts[index]
+        prompt_tokens = prompt.tokens
+        key = prompt.answer_key(self.seed, ask.seed)
+        length, limited = self._length(ask, prompt_tokens, key)
+        first = index * ask.choices_per_prompt
         if self.stamp:
-            for name, asked in (("stop", ask.stop), ("logprobs", ask.top_logprobs is not None)):
-                if asked:
-                    raise InvalidRequest(f"{name} is not supported by a stamping engine.", param=name)
-            reason = FinishReason.LENGTH if limited else FinishReason.STOP
-            choices = range(first, first + ask.choices_per_prompt)
-            return [(length, stamped_deltas(length, choice, reason, time.monotonic_ns)) for choice in choices]
-        drawn = [draw_answer(key, index, length, limited, ask.stop) for index in range(ask.choices_per_prompt)]
-        return [(len(one.tokens), deltas(one, first + index, ask.top_logprobs)) for index, one in enumerate(drawn)]
+            answers = _stamped(ask, first, length, limited)
+        else:
+            answers = []
+            for number in range(ask.choices_per_prompt):
+                answer = draw_answer(key, number, length, limited, ask.stop)
+                answers.append((len(answer.tokens), deltas(answer, first + number, ask.top_logprobs)))
+        return PlannedPrompt(prompt, prompt_tokens, True, answers)
 
     def _length(self, ask: Ask, prompt_tokens: int, key: bytes) -> tuple[int, bool]:
         """Tokens that each choice may have, and whether that is a limit rather than the answer's natural end."""
@@ -84,3 +87,12 @@ class Planner:
             return asked, True
         natural = draw_length(key)
         return min(natural, room), natural > room
+
+
+def _stamped(ask: Ask, first: int, length: int, limited: bool) -> list[tuple[int, Output]]:
+    for name, asked in (("stop", ask.stop), ("logprobs", ask.top_logprobs is not None)):
+        if asked:
+            raise InvalidRequest(f"{name} is not supported by a stamping engine.", param=name)
+    reason = FinishReason.LENGTH if limited else FinishReason.STOP
+    choices = range(first, first + ask.choices_per_prompt)
+    return [(length, stamped_deltas(length, choice, reason, time.monotonic_ns)) for choice in choices]

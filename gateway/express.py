@@ -1,0 +1,289 @@
+"""The quick way in: the plain requests that nearly all clients send, read without a general HTTP server.
+
+A connection begins here. As long as it brings `POST /v1/chat/completions` or `/v1/completions` under HTTP/1.1, with its
+whole head in one read, a Content-Length and nothing unusual, the request is answered from here. With the first request
+that is anything else, the connection is given to aiohttp, which speaks all of HTTP, with every byte of that request,
+and stays there. So what is read here is read strictly, and there is no HTTP of our own to be wrong about the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from aiohttp import web
+
+from gateway.exchange import Exchange, Exchanges
+from lbcore.generation import Dialect
+
+MAX_HEAD_BYTES = 16 * 1024
+MAX_WAITING_BYTES = 256 * 1024
+"""Of requests that a client sent before it had the answer to its last; beyond, its connection is not read."""
+
+IDLE_S = 75.0
+"""A connection without a request is closed after this long."""
+
+_START = re.compile(rb"POST /v1/(chat/completions|completions) HTTP/1\.1\r\n")
+_FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)++")
+_WANTED = re.compile(
+    rb"\n(content-length|x-request-id|x-session-id|connection|transfer-encoding|content-encoding|expect|upgrade)"
+    rb":[ \t]*+([^\r]*+)",
+    re.IGNORECASE,
+)
+_DIALECTS = {b"chat/completions": Dialect.CHAT, b"completions": Dialect.COMPLETION}
+_LENGTH = re.compile(rb"[0-9]{1,10}")
+_PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Head:
+    """What matters of a request's head."""
+
+    __slots__ = ("dialect", "length", "request_id", "session_id", "size")
+
+    def __init__(self, dialect: Dialect, size: int, length: int, request_id: str, session_id: str) -> None:
+        self.dialect = dialect
+        self.size = size
+        """Bytes of the head itself."""
+        self.length = length
+        """Bytes of the body."""
+        self.request_id = request_id
+        """The client's own, or empty."""
+        self.session_id = session_id
+
+
+def read_head(data: bytes) -> Head | None:
+    """The head that the data begins with, or None when it is not a plain one, or not complete."""
+    start = _START.match(data)
+    if start is None:
+        return None
+    end = data.find(b"\r\n\r\n", start.end() - 2, MAX_HEAD_BYTES)
+    if end < 0 or _FIELDS.fullmatch(data, start.end(), end + 2) is None:
+        return None
+    length: int | None = None
+    request_id = session_id = ""
+    for name, value in _WANTED.findall(data, start.end() - 1, end):
+        match name.lower():
+            case b"content-length" if length is None and _LENGTH.fullmatch(value):
+                length = int(value)
+            case b"connection" if value.lower() == b"keep-alive":
+                pass
+            case b"x-request-id":
+                request_id = printable(value.decode("latin-1").rstrip())
+            case b"x-session-id":
+                session_id = printable(value.decode("latin-1").rstrip())
+            case _:
+                return None
+    if length is None:
+        return None
+    return Head(_DIALECTS[start[1]], end + 4, length, request_id, session_id)
+
+
+def printable(given: str) -> str:
+    """A header that may go into logs and onto the wire as it is; empty when it may not."""
+    return given if _PRINTABLE.fullmatch(given) else ""
+
+
+def new_request_id(rng: Random) -> str:
+    """For a request whose client gave none."""
+    return f"{rng.getrandbits(128):032x}"
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection, and the `Peer` of its requests."""
+
+    is_http_1_1 = True
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._exchange: Exchange | None = None
+        self._head: Head | None = None
+        self._body: list[bytes] = []
+        self._missing = 0
+        self._waiting = b""
+        self._is_reading = True
+        self._go_on: Callable[[], None] | None = None
+        self._is_full = False
+        self.transport: asyncio.Transport
+        self.keeps_alive = True
+        self.idle_since: float | None = None
+        """Since when there is no request; None while there is one."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.idle_since = self._server.loop.time()
+        self._server.joined(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.left(self)
+        self._go_on = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._exchange is not None or self._waiting:
+            self._waiting += data
+            if len(self._waiting) > MAX_WAITING_BYTES and self._is_reading:
+                self._is_reading = False
+                self.transport.pause_reading()
+        elif self._head is not None:
+            self._body.append(data)
+            self._missing -= len(data)
+            if self._missing <= 0:
+                self._take(self._head, b"".join(self._body))
+        else:
+            self._read(data)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        go_on, self._go_on = self._go_on, None
+        if go_on is not None:
+            go_on()
+
+    def when_drained(self, go_on: Callable[[], None]) -> None:
+        """See `Peer`."""
+        if self._is_full:
+            self._go_on = go_on
+        else:
+            self._server.loop.call_soon(go_on)
+
+    def stop(self) -> None:
+        """Takes no further request; closes when the present one is answered."""
+        self.keeps_alive = False
+        if self._exchange is None and self._head is None:
+            self.transport.close()
+
+    def _read(self, data: bytes) -> None:
+        head = read_head(data)
+        if head is None or head.length > self._server.max_body_bytes:
+            self._hand_over(data)
+            return
+        self.idle_since = None
+        if len(data) - head.size < head.length:
+            self._head = head
+            self._body = [data[head.size :]]
+            self._missing = head.length - (len(data) - head.size)
+            return
+        self._take(head, data[head.size :])
+
+    def _take(self, head: Head, data: bytes) -> None:
+        """Begins with a request; what comes behind its body is the next one's."""
+        self._head = None
+        self._body = []
+        if len(data) > head.length:
+            self._waiting = data[head.length :]
+            data = data[: head.length]
+        server = self._server
+        request_id = head.request_id or new_request_id(server.rng)
+        exchange = Exchange(server.exchanges, self, head.dialect, request_id, head.session_id, self._over)
+        self._exchange = exchange
+        exchange.begin(data)
+
+    def _over(self) -> None:
+        if self._exchange is None:
+            # The client went away.
+            return
+        self._exchange = None
+        if not self.keeps_alive:
+            self.transport.close()
+            return
+        self.idle_since = self._server.loop.time()
+        if not self._is_reading:
+            self._is_reading = True
+            self.transport.resume_reading()
+        if self._waiting:
+            self._server.loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        if self._exchange is None and self._waiting and not self.transport.is_closing():
+            data, self._waiting = self._waiting, b""
+            if self._head is None:
+                self._read(data)
+            else:
+                self.data_received(data)
+
+    def _hand_over(self, data: bytes) -> None:
+        self._server.left(self)
+        handler = self._server.general()
+        self.transport.set_protocol(handler)
+        handler.connection_made(self.transport)
+        if self._is_full:
+            # It has not heard that it must not write, and would be told that it may.
+            handler.pause_writing()
+        handler.data_received(data)
+
+
+class Server(web.Server):
+    """aiohttp's server, whose connections begin as ours."""
+
+    def __init__(self, handler: Any, exchanges: Exchanges, rng: Random, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self.loop = asyncio.get_running_loop()
+        self.exchanges = exchanges
+        self.rng = rng
+        self.max_body_bytes = exchanges.config.max_body_bytes
+        self._here: set[Connection] = set()
+        self._empty = asyncio.Event()
+        self._is_stopping = False
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> Any:
+        """A protocol for a new connection."""
+        return Connection(self)
+
+    def general(self) -> Any:
+        """aiohttp's own protocol for a connection."""
+        return super().__call__()
+
+    def joined(self, connection: Connection) -> None:
+        """A connection was opened."""
+        self._here.add(connection)
+        self._empty.clear()
+        if self._is_stopping:
+            connection.stop()
+        elif self._sweep is None:
+            self._sweep = self.loop.call_later(IDLE_S / 5, self._close_idle)
+
+    def left(self, connection: Connection) -> None:
+        """A connection was closed, or given to aiohttp."""
+        self._here.discard(connection)
+        if not self._here:
+            self._empty.set()
+
+    def pre_shutdown(self) -> None:
+        """Closes connections that are idle, and others when what they asked is answered."""
+        self._is_stopping = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for connection in [*self._here]:
+            connection.stop()
+        super().pre_shutdown()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Waits for running requests, at most so many seconds, and cuts off those that are left."""
+        self.pre_shutdown()
+        elsewhere = asyncio.ensure_future(super().shutdown(timeout))
+        if self._here:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._empty.wait()
+        for connection in [*self._here]:
+            connection.transport.abort()
+        await elsewhere
+
+    def _close_idle(self) -> None:
+        self._sweep = None
+        limit = self.loop.time() - IDLE_S
+        for connection in [*self._here]:
+            if connection.idle_since is not None and connection.idle_since < limit:
+                connection.transport.close()
+        if self._here:
+            self._sweep = self.loop.call_later(IDLE_S / 5, self._close_idle)

@@ -1,0 +1,283 @@
+"""The quick way in: what is plain is read strictly, everything else is left to aiohttp, and the order is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config import GatewayConfig
+from gateway.exchange import Exchanges
+from gateway.express import MAX_HEAD_BYTES, MAX_WAITING_BYTES, Connection, Server, read_head
+from gateway.fleet import Fleet
+from gateway.metrics import GatewayMetrics
+from lbcore.dispatch import Attempt, End
+from lbcore.flow import Take
+from lbcore.generation import Delta, Dialect, Finished, GenerationRequest
+from lbcore.types import RouteFacts
+from tests.fakes import ManualClock, settle
+
+BODY = b'{"model":"m","messages":[{"role":"user","content":"Hi"}]}'
+END = Finished(3, 0, 1)
+
+
+def head(*lines: bytes, start: bytes = b"POST /v1/chat/completions HTTP/1.1") -> bytes:
+    return b"\r\n".join((start, *lines, b"", b""))
+
+
+def request(request_id: str, body: bytes = BODY) -> bytes:
+    return head(b"Host: x", b"X-Request-ID: " + request_id.encode(), b"Content-Length: %d" % len(body)) + body
+
+
+def test_a_plain_head_is_read() -> None:
+    data = head(
+        b"Host: x", b"content-LENGTH:  57", b"X-Request-ID: mine ", b"X-Session-ID: s", b"Connection: Keep-Alive"
+    )
+    read = read_head(data + b"{")
+    assert read is not None
+    assert (read.dialect, read.size, read.length) == (Dialect.CHAT, len(data), 57)
+    assert (read.request_id, read.session_id) == ("mine", "s")
+
+
+def test_the_other_path_is_the_other_dialect() -> None:
+    read = read_head(head(b"Content-Length: 0", start=b"POST /v1/completions HTTP/1.1"))
+    assert read is not None
+    assert read.dialect is Dialect.COMPLETION
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"POST /v1/chat/completions HTTP/1.0",
+        b"POST /v1/chat/completions HTTP/2.0",
+        b"POST /v1/chat/completions?x HTTP/1.1",
+        b"POST /v1/chat/completions/ HTTP/1.1",
+        b"POST  /v1/chat/completions HTTP/1.1",
+        b"GET /v1/chat/completions HTTP/1.1",
+        b"POST /v1/embeddings HTTP/1.1",
+        b"post /v1/chat/completions HTTP/1.1",
+    ],
+)
+def test_what_begins_otherwise_is_left_alone(start: bytes) -> None:
+    assert read_head(head(b"Content-Length: 5", start=start)) is None
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (),
+        (b"Host: x",),
+        (b"Content-Length: 5", b"Content-Length: 5"),
+        (b"Content-Length: 5", b"Content-Length: 6"),
+        (b"Content-Length: +5",),
+        (b"Content-Length: -5",),
+        (b"Content-Length: 5, 5",),
+        (b"Content-Length: 0x5",),
+        (b"Content-Length: 5_0",),
+        (b"Content-Length: \xb2",),
+        (b"Content-Length:",),
+        (b"Content-Length: 99999999999",),
+        (b"Content-Length : 5",),
+        (b" Content-Length: 5",),
+        (b"Host: x", b" folded", b"Content-Length: 5"),
+        (b"Host: x\nContent-Length: 5",),
+        (b"Host: x\rY: y", b"Content-Length: 5"),
+        (b"Host: \x00", b"Content-Length: 5"),
+        (b"Transfer-Encoding: chunked", b"Content-Length: 5"),
+        (b"Content-Length: 5", b"TRANSFER-ENCODING: identity"),
+        (b"Content-Length: 5", b"Content-Encoding: gzip"),
+        (b"Content-Length: 5", b"Expect: 100-continue"),
+        (b"Content-Length: 5", b"Connection: close"),
+        (b"Content-Length: 5", b"Connection: keep-alive, upgrade"),
+        (b"Content-Length: 5", b"Upgrade: h2c"),
+        (b"Content-Length: 5", b"no colon"),
+        (b"Content-Length: 5", b": no name"),
+        (b"Content-Length: 5", b"X: " + b"x" * MAX_HEAD_BYTES),
+    ],
+)
+def test_a_head_with_anything_unusual_is_left_alone(lines: tuple[bytes, ...]) -> None:
+    assert read_head(head(*lines)) is None
+
+
+@given(st.data())
+def test_a_head_that_is_not_complete_is_left_alone(data: st.DataObject) -> None:
+    whole = head(b"Host: x", b"Content-Length: 57", b"X-Request-ID: mine")
+    assert read_head(whole[: data.draw(st.integers(0, len(whole) - 1))]) is None
+
+
+@given(st.binary(max_size=200))
+def test_whatever_comes_is_read_or_left_alone(tail: bytes) -> None:
+    read_head(b"POST /v1/chat/completions HTTP/1.1\r\n" + tail)
+    read_head(head(b"Content-Length: 5")[:-2] + tail + b"\r\n\r\n")
+
+
+class FakeTransport:
+    """A connection whose bytes go nowhere."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.is_reading = True
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def pause_reading(self) -> None:
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        self.is_reading = True
+
+
+class Asked:
+    """One request that reached the dispatcher, answered when a test says so."""
+
+    is_cancelled = False
+
+    def __init__(self, request_id: str, take: Take, done: Callable[[End], None]) -> None:
+        self.request_id = request_id
+        self._take = take
+        self._done = done
+
+    def answer(self) -> None:
+        flow: Any = None
+        self._take([Delta(text=self.request_id), END], flow)
+        self._done(END)
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Scene:
+    """A connection, and what came through it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        fleet = Fleet(lambda alive: None)
+        start: Any = self._start
+        exchanges = Exchanges(GatewayConfig(), start, fleet, GatewayMetrics(), ManualClock())
+        self.connection = Connection(Server(None, exchanges, Random(1)))
+        self.transport = FakeTransport()
+        transport: Any = self.transport
+        # The connection insists on one of asyncio's.
+        self.connection.transport = transport
+        self.connection.idle_since = 0.0
+
+    @property
+    def ids(self) -> list[str]:
+        return [asked.request_id for asked in self.asked]
+
+    def _start(
+        self,
+        facts: RouteFacts,
+        request: GenerationRequest,
+        take: Take,
+        done: Callable[[End], None],
+        observe: Callable[[Attempt], None],
+    ) -> Asked:
+        asked = Asked(request.request_id, take, done)
+        self.asked.append(asked)
+        return asked
+
+
+async def test_requests_that_come_at_once_are_asked_one_after_another() -> None:
+    scene = Scene()
+    scene.connection.data_received(request("a") + request("b") + request("c"))
+    for number, upto in enumerate("abc", start=1):
+        assert len(scene.ids) == number
+        scene.asked[-1].answer()
+        await settle()
+        assert upto in scene.ids
+    assert scene.ids == ["a", "b", "c"]
+
+
+async def test_a_request_may_come_in_any_pieces_behind_another() -> None:
+    scene = Scene()
+    whole = request("a") + request("b")
+    cut = len(request("a")) - 10
+    scene.connection.data_received(whole[:cut])
+    assert scene.ids == []
+    for at in range(cut, len(whole)):
+        scene.connection.data_received(whole[at : at + 1])
+    assert scene.ids == ["a"]
+    scene.asked[0].answer()
+    await settle()
+    assert scene.ids == ["a", "b"]
+
+
+async def test_what_comes_in_the_turn_of_an_answer_does_not_overtake_what_waits() -> None:
+    scene = Scene()
+    scene.connection.data_received(request("a") + request("b"))
+    scene.asked[0].answer()
+    scene.connection.data_received(request("c"))
+    for _ in range(3):
+        await settle()
+        scene.asked[-1].answer()
+    assert scene.ids == ["a", "b", "c"]
+    texts = [scene.transport.written.index(b'"content":"%b"' % name) for name in (b"a", b"b", b"c")]
+    assert texts == sorted(texts)
+
+
+async def test_half_a_request_that_waits_is_completed_by_what_comes_in_the_turn_of_an_answer() -> None:
+    scene = Scene()
+    second = request("b")
+    scene.connection.data_received(request("a") + second[:-10])
+    scene.asked[0].answer()
+    scene.connection.data_received(second[-10:])
+    await settle()
+    assert scene.ids == ["a", "b"]
+
+
+async def test_a_client_that_sends_much_ahead_is_not_read_until_its_turn() -> None:
+    scene = Scene()
+    scene.connection.data_received(request("a"))
+    body = BODY[:-1] + b" " * MAX_WAITING_BYTES + b"}"
+    scene.connection.data_received(request("b", body))
+    assert not scene.transport.is_reading
+    scene.asked[0].answer()
+    await settle()
+    assert scene.ids == ["a", "b"]
+    assert scene.transport.is_reading
+
+
+async def test_a_client_that_goes_away_cancels_its_request_and_what_waits_is_forgotten() -> None:
+    scene = Scene()
+    scene.connection.data_received(request("a") + request("b"))
+    scene.transport.is_closed = True
+    scene.connection.connection_lost(None)
+    await settle()
+    assert scene.ids == ["a"]
+    assert scene.asked[0].is_cancelled
+
+
+async def test_a_connection_that_is_stopped_ends_with_its_present_answer() -> None:
+    scene = Scene()
+    scene.connection.data_received(request("a") + request("b"))
+    scene.connection.stop()
+    assert not scene.transport.is_closed
+    scene.asked[0].answer()
+    await settle()
+    assert scene.transport.is_closed
+    assert scene.ids == ["a"]
+    assert b"Connection: close\r\n" in scene.transport.written
+
+
+async def test_an_idle_connection_is_stopped_at_once() -> None:
+    scene = Scene()
+    scene.connection.stop()
+    assert scene.transport.is_closed
+    await asyncio.sleep(0)

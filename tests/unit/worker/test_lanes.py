@@ -1,0 +1,460 @@
+"""The way out of a shared stream: small events at once, large ones in turn, and never more than there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbcore.errors import Cancelled, EngineFailed, LoadBalancerError
+from lbcore.generation import (
+    Delta,
+    Embedding,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Started,
+    TokenLogprob,
+    ToolCallDelta,
+)
+from tests.fakes import settle
+from worker import lanes as module
+from worker.lanes import BULKY_BYTES, TURN_BYTES, Lane, Lanes
+
+END = Finished(1, 0, 1)
+BROKEN = Failed(EngineFailed("Broken."))
+UNLIMITED = 0
+
+
+def words(*texts: str) -> list[Event]:
+    return [Delta(text=text) for text in texts]
+
+
+def bulky(mark: str, size: int = BULKY_BYTES) -> Delta:
+    return Delta(text=mark * size)
+
+
+def put(lane: Lane, events: Iterable[Event]) -> None:
+    for event in events:
+        lane.put(event)
+
+
+async def next_message(lanes: Lanes) -> list[tuple[int, Event]] | None:
+    """What the next message holds; None when nothing may leave as things stand."""
+    taking = asyncio.ensure_future(lanes.take())
+    await settle()
+    if taking.done():
+        return taking.result()
+    taking.cancel()
+    return None
+
+
+async def message(lanes: Lanes) -> list[tuple[int, Event]]:
+    """What the next message holds, which must be ready."""
+    events = await next_message(lanes)
+    assert events is not None, "nothing may leave"
+    return events
+
+
+async def is_silent(lanes: Lanes) -> bool:
+    """Whether nothing leaves as things stand."""
+    return await next_message(lanes) is None
+
+
+async def of(lanes: Lanes, call_id: int) -> list[Event]:
+    """What the next message holds for one call."""
+    return [event for number, event in await message(lanes) if number == call_id]
+
+
+class Request:
+    """What speaks through a lane, as a session does: stopped, it ends in the error and says nothing more."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.errors: list[LoadBalancerError] = []
+        self._lane = lane
+        lane.stop = self.stop
+
+    def say(self, *texts: str) -> None:
+        for event in words(*texts):
+            if not self.errors:
+                self._lane.put(event)
+
+    def stop(self, error: LoadBalancerError) -> None:
+        self.errors.append(error)
+        self._lane.put(Failed(error))
+
+
+async def test_small_events_leave_with_the_next_message_in_the_order_they_came() -> None:
+    lanes = Lanes()
+    one, two = lanes.open(1, UNLIMITED), lanes.open(2, UNLIMITED)
+    one.put(Started(3))
+    two.put(Started(4))
+    put(one, words("a", "b"))
+    two.put(END)
+    one.put(END)
+    assert await message(lanes) == [
+        (1, Started(3)),
+        (2, Started(4)),
+        (1, Delta(text="a")),
+        (1, Delta(text="b")),
+        (2, END),
+        (1, END),
+    ]
+
+
+async def test_a_writer_that_waits_is_woken_by_an_event() -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, UNLIMITED)
+    writer = asyncio.ensure_future(lanes.take())
+    await settle()
+    lane.put(Delta(text="a"))
+    assert await writer == [(1, Delta(text="a"))]
+
+
+async def test_a_lane_without_room_keeps_its_events_and_others_go_on() -> None:
+    lanes = Lanes()
+    slow, quick = lanes.open(1, 2), lanes.open(2, UNLIMITED)
+    put(slow, words("a", "b", "c"))
+    put(quick, words("x", "y", "z"))
+    events = await message(lanes)
+    assert [event for number, event in events if number == 1] == words("a", "b")
+    assert [event for number, event in events if number == 2] == words("x", "y", "z")
+    assert await is_silent(lanes)
+
+
+async def test_room_lets_go_what_waited_said_in_one_piece() -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, 1)
+    put(lane, [Delta(text=text, token_ids=(number,)) for number, text in enumerate("abcd")])
+    assert await of(lanes, 1) == [Delta(text="a", token_ids=(0,))]
+    lanes.make_room(1, 1)
+    assert await of(lanes, 1) == [Delta(text="bcd", token_ids=(1, 2, 3))]
+    assert lane.room == 0
+
+
+async def test_room_for_a_call_that_is_gone_is_nothing() -> None:
+    lanes = Lanes()
+    lanes.make_room(7, 100)
+    lanes.open(1, UNLIMITED).put(END)
+    lanes.make_room(1, 100)
+    assert await message(lanes) == [(1, END)]
+
+
+async def test_room_given_before_it_is_needed_counts() -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, 1)
+    lanes.make_room(1, 2)
+    put(lane, words("a", "b", "c", "d"))
+    assert await of(lanes, 1) == words("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        Delta(text="x", finish_reason=FinishReason.STOP),
+        Delta(text="x", logprobs=(TokenLogprob("x", -1.0, b"x"),)),
+        Delta(tool_calls=(ToolCallDelta(0, "call"),)),
+        Delta(reasoning="hm"),
+        Delta(choice=1, text="x"),
+        Started(3),
+        Embedding(0, b"\0\0\0\0"),
+    ],
+    ids=["finish reason", "logprobs", "tool call", "reasoning", "other choice", "start", "vector"],
+)
+async def test_what_says_more_than_text_is_never_merged(special: Event) -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, 1)
+    put(lane, [*words("first", "a", "b"), special, *words("c", "d")])
+    assert await of(lanes, 1) == words("first")
+    lanes.make_room(1, 10)
+    assert await of(lanes, 1) == [Delta(text="ab"), special, Delta(text="cd")]
+
+
+async def test_pieces_are_merged_no_further_than_a_bulky_one() -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, 1)
+    put(lane, [*words("first"), *[Delta(text="x" * 1000) for _ in range(20)]])
+    await of(lanes, 1)
+    lanes.make_room(1, 100)
+    texts = [event.text for event in await of(lanes, 1) if type(event) is Delta]
+    assert "".join(texts) == "x" * 20_000
+    assert len(texts) > 1
+    assert all(len(text) < BULKY_BYTES + 1000 for text in texts)
+
+
+async def test_a_bulky_event_goes_behind_the_small_ones_of_other_lanes() -> None:
+    lanes = Lanes()
+    large, small = lanes.open(1, UNLIMITED), lanes.open(2, UNLIMITED)
+    large.put(bulky("x"))
+    put(small, words("a", "b"))
+    assert await message(lanes) == [(2, Delta(text="a")), (2, Delta(text="b")), (1, bulky("x"))]
+
+
+async def test_small_events_behind_a_bulky_one_of_their_own_lane_stay_behind_it() -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, UNLIMITED)
+    put(lane, [bulky("x"), *words("a"), END])
+    assert await of(lanes, 1) == [bulky("x"), Delta(text="a"), END]
+
+
+async def test_lanes_with_bulky_events_take_turns() -> None:
+    lanes = Lanes()
+    for number in (1, 2, 3):
+        put(lanes.open(number, UNLIMITED), [bulky("x"), bulky("y")])
+    assert [number for number, _ in await message(lanes)] == [1, 2, 3, 1, 2, 3]
+
+
+async def test_no_message_holds_more_of_what_waits_than_one_turn_and_small_events_pass_in_between() -> None:
+    lanes = Lanes()
+    large, small = lanes.open(1, UNLIMITED), lanes.open(2, UNLIMITED)
+    size = TURN_BYTES // 4
+    put(large, [bulky("x", size) for _ in range(10)])
+    held: list[int] = []
+    for turn in range(5):
+        small.put(Delta(text=str(turn)))
+        events = await message(lanes)
+        assert events[0] == (2, Delta(text=str(turn)))
+        held.append(sum(len(event.text) for number, event in events if number == 1 and type(event) is Delta))
+        if sum(held) == 10 * size:
+            break
+    assert sum(held) == 10 * size
+    assert all(count <= TURN_BYTES for count in held)
+
+
+async def test_an_event_larger_than_a_turn_has_a_message_of_its_own() -> None:
+    lanes = Lanes()
+    put(lanes.open(1, UNLIMITED), [bulky("x", TURN_BYTES * 2)])
+    put(lanes.open(2, UNLIMITED), [bulky("y", TURN_BYTES * 2)])
+    assert [number for number, _ in await message(lanes)] == [1]
+    assert [number for number, _ in await message(lanes)] == [2]
+
+
+async def test_vectors_are_as_large_as_they_are() -> None:
+    lanes = Lanes()
+    vectors, small = lanes.open(1, UNLIMITED), lanes.open(2, UNLIMITED)
+    vectors.put(Embedding(0, bytes(BULKY_BYTES)))
+    small.put(Delta(text="a"))
+    assert [number for number, _ in await message(lanes)] == [2, 1]
+
+
+async def test_the_end_needs_no_room_but_waits_behind_what_does() -> None:
+    lanes = Lanes()
+    ended, waiting = lanes.open(1, 1), lanes.open(2, 1)
+    put(ended, [*words("a"), END])
+    put(waiting, [*words("a", "b"), END])
+    assert await message(lanes) == [(1, Delta(text="a")), (1, END), (2, Delta(text="a"))]
+    assert await is_silent(lanes)
+    assert 1 not in lanes
+    assert 2 in lanes
+    lanes.make_room(2, 1)
+    assert await message(lanes) == [(2, Delta(text="b")), (2, END)]
+    assert 2 not in lanes
+
+
+async def test_an_error_overtakes_what_waits_and_nothing_follows_it() -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, 1)
+    put(lane, [*words("a", "b", "c"), BROKEN])
+    assert await of(lanes, 1) == [*words("a"), BROKEN]
+    lanes.make_room(1, 100)
+    put(lane, words("d"))
+    assert await is_silent(lanes)
+    assert 1 not in lanes
+
+
+async def test_an_error_overtakes_what_has_its_turn_too() -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, UNLIMITED)
+    put(lane, [bulky("x"), BROKEN])
+    assert await of(lanes, 1) == [BROKEN]
+    assert await is_silent(lanes)
+
+
+async def test_more_than_a_lane_may_keep_stops_its_request_once_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 1000)
+    lanes = Lanes()
+    slow, other = Request(lanes.open(1, 1)), Request(lanes.open(2, 1))
+    other.say("a", "kept")
+    slow.say("a", *["x" * 100] * 20)
+    [error] = slow.errors
+    assert isinstance(error, Cancelled)
+    assert other.errors == []
+    assert await message(lanes) == [(2, Delta(text="a")), (1, Delta(text="a")), (1, Failed(error))]
+    assert 1 not in lanes
+    assert 2 in lanes
+
+
+async def test_what_left_is_no_longer_counted_as_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 1000)
+    lanes = Lanes()
+    request = Request(lanes.open(1, 1))
+    request.say("first")
+    await message(lanes)
+    for _ in range(20):
+        request.say("x" * 100, "y" * 100, "z" * 100)
+        lanes.make_room(1, 1)
+        assert await of(lanes, 1) == words("x" * 100 + "y" * 100 + "z" * 100)
+    assert request.errors == []
+
+
+async def test_a_lane_that_was_dropped_lets_nothing_out() -> None:
+    lanes = Lanes()
+    lane, other = lanes.open(1, 1), lanes.open(2, UNLIMITED)
+    put(lane, words("a", "b"))
+    await message(lanes)
+    assert lanes.drop(1) is lane
+    put(lane, [*words("c"), bulky("x"), END])
+    lanes.make_room(1, 100)
+    put(other, words("x"))
+    assert await message(lanes) == [(2, Delta(text="x"))]
+    assert await is_silent(lanes)
+
+
+async def test_dropping_what_is_not_there_is_nothing() -> None:
+    lanes = Lanes()
+    assert lanes.drop(1) is None
+
+
+async def test_a_number_can_be_used_again_and_the_old_lane_does_not_speak_for_it() -> None:
+    lanes = Lanes()
+    old = lanes.open(1, 1)
+    lanes.drop(1)
+    lanes.open(1, UNLIMITED).put(Delta(text="new"))
+    put(old, [*words("old"), bulky("o"), END, BROKEN])
+    assert await message(lanes) == [(1, Delta(text="new"))]
+    assert await is_silent(lanes)
+    assert 1 in lanes
+
+
+async def test_all_lanes_can_be_walked_while_they_end() -> None:
+    lanes = Lanes()
+    for number in range(3):
+        lanes.open(number, UNLIMITED)
+    for lane in lanes:
+        lane.put(BROKEN)
+    assert [*lanes] == []
+
+
+async def test_a_stream_without_callers_closes_when_its_last_lane_has_ended() -> None:
+    lanes = Lanes()
+    one, two = lanes.open(1, UNLIMITED), lanes.open(2, 1)
+    lanes.half_close()
+    put(one, [*words("a"), END])
+    put(two, [*words("a", "b"), END])
+    assert await message(lanes) == [(1, Delta(text="a")), (1, END), (2, Delta(text="a"))]
+    assert await is_silent(lanes)
+    lanes.make_room(2, 1)
+    assert await message(lanes) == [(2, Delta(text="b")), (2, END)]
+    assert await message(lanes) == []
+
+
+async def test_a_stream_without_callers_closes_when_its_last_lane_was_dropped() -> None:
+    lanes = Lanes()
+    lanes.open(1, UNLIMITED)
+    lanes.half_close()
+    assert await is_silent(lanes)
+    lanes.drop(1)
+    assert await message(lanes) == []
+
+
+async def test_a_stream_that_never_had_a_call_closes_at_once() -> None:
+    lanes = Lanes()
+    lanes.half_close()
+    assert await message(lanes) == []
+
+
+async def test_closing_wakes_the_writer() -> None:
+    lanes = Lanes()
+    writer = asyncio.ensure_future(lanes.take())
+    await settle()
+    lanes.close()
+    assert await writer == []
+
+
+_LANE = st.integers(0, 3)
+_SIZES = st.sampled_from([0, 1, 7, 500, BULKY_BYTES, TURN_BYTES])
+_ROOM = st.integers(1, 6)
+_STEPS = st.one_of(
+    st.tuples(st.just("put"), _LANE, _SIZES),
+    st.tuples(st.just("put"), _LANE, st.integers(0, 9)),
+    st.tuples(st.just("room"), _LANE, _ROOM),
+    st.tuples(st.just("take"), st.just(0), st.just(0)),
+    st.tuples(st.just("drop"), _LANE, st.just(0)),
+)
+
+
+class Book:
+    """What one lane was given and what came out of it."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.text = ""
+        self.tokens: list[int] = []
+        self.taken_text = ""
+        self.taken_tokens: list[int] = []
+        self.taken_events = 0
+        self.is_dropped = False
+
+    def take(self, delta: Delta) -> None:
+        self.taken_text += delta.text
+        self.taken_tokens += delta.token_ids
+        self.taken_events += 1
+
+    def check(self) -> None:
+        assert self.text.startswith(self.taken_text)
+        assert self.tokens[: len(self.taken_tokens)] == self.taken_tokens
+        assert self.taken_events <= self.room
+
+
+@given(st.lists(_ROOM, min_size=4, max_size=4), st.lists(_STEPS, max_size=60))
+def test_whatever_happens_every_lane_says_its_part_in_order_and_keeps_to_its_room(
+    rooms: list[int], steps: list[tuple[str, int, int]]
+) -> None:
+    asyncio.run(_play(rooms, steps))
+
+
+async def _play(rooms: list[int], steps: list[tuple[str, int, int]]) -> None:
+    lanes = Lanes()
+    books = [Book(room) for room in rooms]
+    opened = [lanes.open(number, room) for number, room in enumerate(rooms)]
+    serial = 0
+
+    def note(events: list[tuple[int, Any]]) -> None:
+        for number, event in events:
+            assert type(event) is Delta
+            books[number].take(event)
+        for book in books:
+            book.check()
+
+    for kind, number, amount in steps:
+        book = books[number]
+        match kind:
+            case "put":
+                serial += 1
+                delta = Delta(text=chr(ord("a") + serial % 26) * amount, token_ids=(serial,))
+                if not book.is_dropped:
+                    book.text += delta.text
+                    book.tokens.append(serial)
+                opened[number].put(delta)
+            case "room":
+                book.room += amount
+                lanes.make_room(number, amount)
+            case "drop":
+                # What is with the writer already may still leave; what waits may not.
+                book.is_dropped = True
+                lanes.drop(number)
+            case _:
+                note(await next_message(lanes) or [])
+    for number, book in enumerate(books):
+        book.room += 1000
+        lanes.make_room(number, 1000)
+    while events := await next_message(lanes):
+        note(events)
+    for book in books:
+        if not book.is_dropped:
+            assert (book.taken_text, book.taken_tokens) == (book.text, book.tokens)

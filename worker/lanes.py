@@ -1,0 +1,241 @@
+"""The way out of a stream that many requests share: in turn, in batches, and no further than there is room.
+
+Every request has a lane. Events that are small and have room leave with the next message. Large ones, and those of a
+request whose caller takes no more for now, wait in their lane; lanes that may go on take turns. So neither a caller
+that reads slowly nor an answer of many megabytes holds up another's tokens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from lbcore.errors import Cancelled, InvalidRequest, LoadBalancerError
+from lbcore.generation import Delta, Embedding, Event, Failed, Finished, Started
+from lbcore.wire.outbox import Bell
+
+BULKY_BYTES = 4 * 1024
+"""An event of this size goes behind the small ones of all other lanes."""
+
+TURN_BYTES = 256 * 1024
+"""What of the waiting lanes goes into one message: a quarter of a millisecond for machines in one rack."""
+
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+"""What one lane may keep: the largest answers of embeddings, or a million tokens that nobody reads."""
+
+UNLIMITED = 2**62
+"""Room without end."""
+
+_ENDS = frozenset((Finished, Failed))
+_EVENT_BYTES = 64
+"""Of an event beside its text."""
+
+
+class Lane:
+    """One request's way out."""
+
+    __slots__ = ("_lanes", "_waiting", "_waiting_bytes", "call_id", "is_gone", "room", "stop")
+
+    def __init__(self, lanes: Lanes, call_id: int, room: int) -> None:
+        self._lanes = lanes
+        self._waiting: deque[Event] = deque()
+        self._waiting_bytes = 0
+        self.call_id = call_id
+        self.room = room
+        """Events that the caller can take."""
+        self.is_gone = False
+        """Whether its end has left or it was dropped: nothing leaves any more."""
+        self.stop: Callable[[LoadBalancerError], None] = _nothing_to_stop
+        """Ends the request in an error; called when more waits here than may."""
+
+    def put(self, event: Event) -> None:
+        """Adds an event. An error overtakes what waits, which nobody needs any more."""
+        if self._waiting:
+            if type(event) is not Failed:
+                self._wait(event)
+                return
+            self._waiting.clear()
+        if type(event) in _ENDS:
+            self._lanes.end(self, event)
+        elif self.room > 0 and (type(event) is Started or _size(event) < BULKY_BYTES):
+            self.room -= 1
+            self._lanes.pass_on(self, event)
+        else:
+            self._wait(event)
+
+    def next(self) -> tuple[Event, int]:
+        """Takes the first that waits, and its size; what was said in small pieces meanwhile is said in larger ones."""
+        waiting = self._waiting
+        event = waiting.popleft()
+        size = _size(event)
+        self._waiting_bytes -= size
+        self.room -= 1
+        if type(event) is Delta and waiting:
+            pieces = [event]
+            joined = size
+            while waiting and joined < BULKY_BYTES and _continues(event, following := waiting[0]):
+                waiting.popleft()
+                assert type(following) is Delta
+                pieces.append(following)
+                self._waiting_bytes -= _size(following)
+                joined += len(following.text)
+            if len(pieces) > 1:
+                return _joined(pieces), joined
+        return event, size
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether something waits that has room, or needs none."""
+        return bool(self._waiting) and (self.room > 0 or type(self._waiting[0]) is Finished)
+
+    def _wait(self, event: Event) -> None:
+        self._waiting.append(event)
+        self._waiting_bytes += _size(event)
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            self.stop(Cancelled("The caller takes the answer too slowly."))
+        elif self.may_go_on:
+            self._lanes.queue_up(self)
+
+
+class Lanes:
+    """All lanes of one stream: a `Source` of numbered events."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, Lane] = {}
+        self._ready: list[tuple[int, Event]] = []
+        self._queue: dict[Lane, None] = {}
+        self._bell = Bell()
+        self._half_closed = False
+        self._closed = False
+
+    def open(self, call_id: int, room: int) -> Lane:
+        """A new lane with room for so many events (0: without limit); gone when Finished or Failed left through it.
+
+        Raises:
+            InvalidRequest: there is a lane with this number.
+        """
+        if call_id in self._lanes:
+            raise InvalidRequest("call_id is that of a call under way", param="call_id")
+        lane = self._lanes[call_id] = Lane(self, call_id, room or UNLIMITED)
+        return lane
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter([*self._lanes.values()])
+
+    def __contains__(self, call_id: int) -> bool:
+        return call_id in self._lanes
+
+    def drop(self, call_id: int) -> Lane | None:
+        """Forgets a lane and what waits in it; returns it, if it was there."""
+        lane = self._lanes.pop(call_id, None)
+        if lane is not None:
+            lane.is_gone = True
+            if self._queue:
+                self._queue.pop(lane, None)
+            if self._half_closed:
+                self._close_if_done()
+        return lane
+
+    def make_room(self, call_id: int, events: int) -> None:
+        """The caller can take so many more events of a call; one that is gone is ignored."""
+        lane = self._lanes.get(call_id)
+        if lane is not None:
+            lane.room += events
+            if lane.may_go_on:
+                self.queue_up(lane)
+
+    def pass_on(self, lane: Lane, event: Event) -> None:
+        """Has an event leave with the next message; nothing leaves a lane that was dropped."""
+        if lane.is_gone:
+            return
+        ready = self._ready
+        if not ready:
+            # Once for all that will leave together: nobody sleeps while something is ready.
+            self._bell.ring()
+        ready.append((lane.call_id, event))
+
+    def end(self, lane: Lane, event: Event) -> None:
+        """Has the last event of a lane leave, and forgets the lane."""
+        if not lane.is_gone:
+            self.pass_on(lane, event)
+            self.drop(lane.call_id)
+            # A request knows its lane: without this neither would go before somebody looked for cycles.
+            lane.stop = _nothing_to_stop
+
+    def queue_up(self, lane: Lane) -> None:
+        """Gives a lane its turn when those before it had theirs."""
+        if not lane.is_gone:
+            self._queue[lane] = None
+            self._bell.ring()
+
+    def half_close(self) -> None:
+        """No call will come any more: closes when the last lane has ended."""
+        self._half_closed = True
+        self._close_if_done()
+
+    def close(self) -> None:
+        """Nothing more will come: `take` hands out what is left and then empty lists."""
+        self._closed = True
+        self._bell.ring()
+
+    async def take(self) -> list[tuple[int, Event]]:
+        """Waits for events and returns those that go into the next message; an empty list means closed."""
+        while not self._ready and not self._queue and not self._closed:
+            await self._bell.sleep()
+        if self._queue:
+            self._let_some_go_on()
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _let_some_go_on(self) -> None:
+        left = TURN_BYTES
+        queue = self._queue
+        while queue and left > 0:
+            lane = next(iter(queue))
+            del queue[lane]
+            event, size = lane.next()
+            left -= size
+            if type(event) is Finished:
+                self.end(lane, event)
+            else:
+                self.pass_on(lane, event)
+            if lane.may_go_on:
+                queue[lane] = None
+
+    def _close_if_done(self) -> None:
+        if not self._lanes:
+            self.close()
+
+
+def _nothing_to_stop(error: LoadBalancerError) -> None:
+    """Of a request that has not begun, or has ended."""
+
+
+def _size(event: Event) -> int:
+    """About how many bytes an event has as a message."""
+    if type(event) is Delta:
+        # Once per token: taken apart in one go, it costs half of what asking for each field does.
+        _, text, token_ids, reasoning, _, logprobs, _ = event
+        size = _EVENT_BYTES + len(text) + len(reasoning) + 4 * len(token_ids)
+        if logprobs:
+            size += sum(_EVENT_BYTES * (1 + len(entry.top)) for entry in logprobs)
+        return size
+    if type(event) is Embedding:
+        return _EVENT_BYTES + len(event.values)
+    return _EVENT_BYTES
+
+
+def _continues(first: Event, following: Event) -> bool:
+    """Whether two deltas can be said as one without anything being lost."""
+    return (
+        type(first) is Delta
+        and type(following) is Delta
+        and first.choice == following.choice
+        and not (first.reasoning or first.tool_calls or first.logprobs or first.finish_reason)
+        and not (following.reasoning or following.tool_calls or following.logprobs or following.finish_reason)
+    )
+
+
+def _joined(pieces: list[Delta]) -> Delta:
+    text = "".join(piece.text for piece in pieces)
+    return Delta(pieces[0].choice, text, tuple(token for piece in pieces for token in piece.token_ids))
