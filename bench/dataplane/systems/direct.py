@@ -1,0 +1,33 @@
+"""No layer: the client asks one simulated worker. What the others add is measured against this."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bench.dataplane.system import Fleet, Running, Start, System
+from bench.dataplane.systems.launch import running, start_workers
+
+
+async def _version(folder: Path) -> str | None:
+    return "-"
+
+
+async def _install(folder: Path) -> None:
+    """There is nothing to install."""
+
+
+def _start(folder: Path) -> Start:
+    @asynccontextmanager
+    async def start(fleet: Fleet) -> AsyncIterator[Running]:
+        async with running(folder / "direct") as processes:
+            (worker,) = await start_workers(processes, replace(fleet, workers=1))
+            await processes.serving(worker.url)
+            yield Running(worker.url, {}, (worker.pid,), "")
+
+    return start
+
+
+SYSTEM = System("direct", "proxy", _version, _install, _start)
