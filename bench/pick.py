@@ -2,9 +2,9 @@
 
     python bench/pick.py
 
-Every prompt has 100 blocks: 20 of a system prompt that all share, 60 of one of 200 conversations, 20 never seen. Before
-each pick two reports arrive, untimed, of workers taken in turn; they acknowledge what was dispatched to them. The times
-are of the thread's own processor, so that neighbours on the machine count only through its caches.
+Every prompt has 25 KiB in 57 blocks: 20 of a system prompt that all share, 31 of one of 200 conversations, 6 never
+seen. Before each pick two reports arrive, untimed, of workers taken in turn; they acknowledge what was dispatched to
+them. The times are of the thread's own processor, so that neighbours on the machine count only through its caches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lbcore.policies.presets import PRESETS
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import Dispatched, Registered, Reported
-from lbcore.prefix import PREFIX_BLOCK_BYTES
+from lbcore.prefix import bytes_of
 from lbcore.types import (
     Capacity,
     Epoch,
@@ -78,10 +78,10 @@ def prompts(rng: Random) -> Iterator[RouteFacts]:
         return tuple(rng.getrandbits(64) for _ in range(count))
 
     system = hashes(20)
-    conversations = [hashes(60) for _ in range(200)]
+    conversations = [hashes(31) for _ in range(200)]
     while True:
-        blocks = system + rng.choice(conversations) + hashes(20)
-        yield RouteFacts("request", MODEL, len(blocks) * PREFIX_BLOCK_BYTES, blocks, PREFIX_BLOCK_BYTES)
+        blocks = system + rng.choice(conversations) + hashes(6)
+        yield RouteFacts("request", MODEL, bytes_of(len(blocks)), blocks)
 
 
 def measure(policy_name: str, size: int) -> tuple[float, float]:

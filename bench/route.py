@@ -27,7 +27,7 @@ from typing import Any
 
 from lbcore import log
 from lbcore.api.v1 import routing_pb2
-from lbcore.prefix import PREFIX_BLOCK_BYTES
+from lbcore.prefix import PREFIX_BLOCK_BYTES, bytes_of
 from lbcore.types import Capacity, Epoch, ServedModel, Ticket, WorkerId, WorkerSpec
 from lbcore.wire.channel import open_channel
 from worker import reporter
@@ -38,10 +38,10 @@ from worker.reporter import Reporter
 MODEL = "sim"
 SERVICE_S = 0.05
 """From a request's acceptance to its end."""
-SEGMENT_BYTES, BLOCK_BYTES = 290, 11
+SEGMENT_BYTES, BLOCK_BYTES = 315, 11
 """What `lbcore.prefix` says a segment and each of its blocks take."""
 KV_BLOCKS, KV_BLOCK_SIZE = 10_000, 16
-"""A worker's KV cache: 160,000 tokens, 2,500 prefix blocks."""
+"""A worker's KV cache: 160,000 tokens, 2,500 units of 256 bytes of prompt."""
 
 
 class Process:
@@ -178,8 +178,7 @@ def calls(blocks: int) -> Iterator[bytes]:
     facts = routing_pb2.RouteRequest(
         request_id="0123456789abcdef0123456789abcdef",
         model=MODEL,
-        prompt_byte_count=blocks * PREFIX_BLOCK_BYTES + 100,
-        prefix_block_byte_count=PREFIX_BLOCK_BYTES if blocks else 0,
+        prompt_byte_count=bytes_of(blocks) + 100,
         max_output_token_count=256,
     ).SerializeToString()
     # The hashes are the last field: packed fixed64 under number 4.
@@ -199,7 +198,7 @@ class Client:
         self._address = address
         self._workers = workers
         self._calls = calls(blocks)
-        self._prompt_tokens = max(1, (blocks * PREFIX_BLOCK_BYTES + 100) // 4)
+        self._prompt_tokens = max(1, (bytes_of(blocks) + 100) // 4)
         self._outstanding = outstanding
         self.answered = 0
         self.failed = 0
@@ -299,7 +298,7 @@ async def memory(requests: int) -> None:
     """Prints how resident memory grows, beside what the prefix index may take by its own account."""
     count = 8
     capacity = KV_BLOCKS * KV_BLOCK_SIZE * 4 // PREFIX_BLOCK_BYTES
-    print(f"{count} workers that hold {capacity} prefix blocks each, {requests} requests of distinct prompts")
+    print(f"{count} workers that hold {capacity} units of 256 bytes each, {requests} requests of distinct prompts")
     print(f"{'blocks':>7}{'before MB':>11}{'after MB':>10}{'grown MB':>10}{'index MB':>10}{'other MB':>10}")
     for blocks in (1, 5, 20):
         async with AsyncExitStack() as stack:
@@ -315,6 +314,7 @@ async def memory(requests: int) -> None:
             await asyncio.gather(running, return_exceptions=True)
             await asyncio.sleep(3 * SERVICE_S)
             after = process.rss_bytes()
+            # So few blocks have one unit each.
             held = min(capacity * count, requests * blocks)
             index = held / blocks * SEGMENT_BYTES + held * BLOCK_BYTES
             figures = (before, after, after - before, index, after - before - index)

@@ -23,7 +23,7 @@ from lbcore.policies.presets import DEFAULT_POLICY
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import Dispatched, Reported
-from lbcore.prefix import PREFIX_BLOCK_BYTES, block_hashes
+from lbcore.prefix import block_hashes, bytes_of
 from lbcore.types import Epoch, LoadReport, Routed, RouteFacts, Ticket, TicketPhase, TicketUpdate
 
 WORKERS = (10, 100, 1000)
@@ -49,16 +49,17 @@ def pick_us(workers: int, tokens: int, shared: float) -> float:
     rng = Random(workers)
     pool, policy = WorkerPool(lease_ttl_s=1e9, ticket_ttl_s=1e9), build_policy(DEFAULT_POLICY)
     workers_there = Fleet(workers, pool, rng)
-    blocks = tokens * BYTES_PER_TOKEN // PREFIX_BLOCK_BYTES
-    system = tuple(rng.getrandbits(64) for _ in range(int(blocks * shared)))
+    size = tokens * BYTES_PER_TOKEN
+    blocks = len(block_hashes(bytes(size)))
+    system = tuple(rng.getrandbits(64) for _ in block_hashes(bytes(int(size * shared))))
     for number, worker_id in enumerate(workers_there.ids):
-        facts = RouteFacts("r", MODEL, len(system) * PREFIX_BLOCK_BYTES, system, PREFIX_BLOCK_BYTES)
+        facts = RouteFacts("r", MODEL, bytes_of(len(system)), system)
         pool.handle(Dispatched(Ticket(10**9 + number), worker_id, pool.pick_request(facts), facts), 0.0)
     times: list[float] = []
     for number in range(PICKS):
         workers_there.report(workers_there.ids[number % workers], 0.0)
         own = tuple(rng.getrandbits(64) for _ in range(blocks - len(system)))
-        facts = RouteFacts("r", MODEL, tokens * BYTES_PER_TOKEN, system + own, PREFIX_BLOCK_BYTES)
+        facts = RouteFacts("r", MODEL, size, system + own)
         started = thread_time()
         request = pool.pick_request(facts)
         decision = pick(request, pool.snapshot(MODEL, 0.0), policy, rng)

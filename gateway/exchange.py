@@ -27,7 +27,7 @@ from lbcore.errors import Cancelled, LoadBalancerError
 from lbcore.flow import Flow, Take
 from lbcore.generation import Dialect, Event, Finished, GenerationRequest
 from lbcore.log import info_often
-from lbcore.prefix import PREFIX_BLOCK_BYTES, block_hashes
+from lbcore.prefix import block_hashes
 from lbcore.types import RouteFacts, WorkerId
 
 log = structlog.get_logger()
@@ -153,12 +153,16 @@ class Exchange:
             request.model,
             len(request.prompt),
             block_hashes(request.prefix),
-            PREFIX_BLOCK_BYTES,
-            request.max_output_tokens,
+            max_output_tokens=request.max_output_tokens,
             session_id=self._session_id or request.session_id,
         )
         generation = GenerationRequest(
-            self.request_id, request.dialect, request.body, timeout_s=self._shared.config.request_timeout_s
+            self.request_id,
+            request.dialect,
+            request.body,
+            timeout_s=self._shared.config.request_timeout_s,
+            wants_token_ids=False,
+            is_whole=not request.stream,
         )
         self._dispatch = self._shared.start(facts, generation, take, done, self._tried)
 

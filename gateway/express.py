@@ -30,8 +30,8 @@ IDLE_S = 75.0
 _START = re.compile(rb"POST /v1/(chat/completions|completions) HTTP/1\.1\r\n")
 _FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)++")
 _WANTED = re.compile(
-    rb"\n(content-length|x-request-id|x-session-id|connection|transfer-encoding|content-encoding|expect|upgrade)"
-    rb":[ \t]*+([^\r]*+)",
+    rb"\n(host|content-length|x-request-id|x-session-id|connection|proxy-connection|transfer-encoding|content-encoding"
+    rb"|expect|upgrade):[ \t]*+([^\r]*+)",
     re.IGNORECASE,
 )
 _DIALECTS = {b"chat/completions": Dialect.CHAT, b"completions": Dialect.COMPLETION}
@@ -63,23 +63,25 @@ def read_head(data: bytes) -> Head | None:
     end = data.find(b"\r\n\r\n", start.end() - 2, MAX_HEAD_BYTES)
     if end < 0 or _FIELDS.fullmatch(data, start.end(), end + 2) is None:
         return None
-    length: int | None = None
-    request_id = session_id = ""
+    found: dict[bytes, bytes] = {}
     for name, value in _WANTED.findall(data, start.end() - 1, end):
-        match name.lower():
-            case b"content-length" if length is None and _LENGTH.fullmatch(value):
-                length = int(value)
-            case b"connection" if value.lower() == b"keep-alive":
-                pass
-            case b"x-request-id":
-                request_id = printable(value.decode("latin-1").rstrip())
-            case b"x-session-id":
-                session_id = printable(value.decode("latin-1").rstrip())
-            case _:
-                return None
-    if length is None:
+        name = name.lower()
+        if name in found:
+            return None
+        found[name] = value
+    length = found.pop(b"content-length", None)
+    if length is None or _LENGTH.fullmatch(length) is None or found.pop(b"host", None) is None:
         return None
-    return Head(_DIALECTS[start[1]], end + 4, length, request_id, session_id)
+    if found.pop(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    request_id = session_id = ""
+    if found:
+        request_id = printable(found.pop(b"x-request-id", b"").rstrip(b" \t").decode("latin-1"))
+        session_id = printable(found.pop(b"x-session-id", b"").rstrip(b" \t").decode("latin-1"))
+        if found:
+            # Whatever else was looked for is for aiohttp.
+            return None
+    return Head(_DIALECTS[start[1]], end + 4, int(length), request_id, session_id)
 
 
 def printable(given: str) -> str:

@@ -23,7 +23,7 @@ from lbcore.clock import MonotonicClock
 from lbcore.dispatch import Dispatcher
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Delta, Dialect, Embedding, Event, Finished, FinishReason, GenerationRequest
-from lbcore.prefix import PREFIX_BLOCK_BYTES, block_hashes
+from lbcore.prefix import block_hashes
 from lbcore.types import RouteFacts
 from lbcore.wire.clients import GenerationClients, RoutingClient
 
@@ -166,7 +166,6 @@ class Client:
             prompt_bytes=len(prompt),
             # Of what is embedded no cache holds a beginning; the gateway hashes none either.
             prefix_hashes=() if dialect is Dialect.EMBEDDING else block_hashes(prompt),
-            prefix_block_bytes=PREFIX_BLOCK_BYTES,
             max_output_tokens=limit if type(limit) is int else 0,
         )
         async with aclosing(self._dispatcher.batches(facts, request)) as batches:

@@ -149,8 +149,11 @@ class Dispatch:
         self._call = self._owner.workers.to(target).begin(request, self._hear)
 
     def _hear(self, events: list[Event], flow: Flow) -> None:
-        self._heard = True
         last = events[-1]
+        if self._has_passed_on and type(last) is Delta:
+            self._hand_on(events, flow)
+            return
+        self._heard = True
         has_failed = type(last) is Failed
         if has_failed:
             events.pop()
@@ -159,21 +162,24 @@ class Dispatch:
             if not has_failed and (type(last) is Finished or any(type(event) is Delta for event in events)):
                 self._has_passed_on = True
         if self._has_passed_on and events:
-            try:
-                self._take(events, flow)
-            except Exception as error:
-                self._let_go()
-                self._done(error)
-                return
-            if self._stopped():
-                # By who took the events.
-                return
+            self._hand_on(events, flow)
+        if self._stopped():
+            return
         if type(last) is Finished:
             self._let_go()
             self._done(last)
         elif type(last) is Failed:
             self._let_go()
             self._failed(last.error)
+
+    def _hand_on(self, events: list[Event], flow: Flow) -> None:
+        try:
+            self._take(events, flow)
+        except Exception as error:
+            if not self._stopped():
+                self._is_cancelled = True
+                self._let_go()
+                self._done(error)
 
     def _failed(self, failure: LoadBalancerError) -> None:
         self._failure = failure

@@ -36,6 +36,10 @@ class GenerationRequest(NamedTuple):
     timeout_s: float | None = None
     """The request is stopped this long after it reached the worker; None means never."""
     priority: int = 0
+    wants_token_ids: bool = True
+    """Whether the caller reads token ids; a worker need not send them otherwise."""
+    is_whole: bool = False
+    """Whether the caller reads the answer when it is complete: a worker may join what comes after the first delta."""
 
 
 class FinishReason(StrEnum):

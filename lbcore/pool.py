@@ -37,6 +37,7 @@ from lbcore.pool_events import (
     WorkerUnready,
 )
 from lbcore.pool_records import PRIOR_TOKENS_PER_BYTE, ModelRecord, WorkerRecord
+from lbcore.prefix import bytes_of
 from lbcore.types import (
     NO_HITS,
     Endpoint,
@@ -201,7 +202,10 @@ class WorkerPool:
             served = self._models[facts.model]
             served.pick_count += 1
             if hashes:
-                held_ratio = served.prefixes.add(worker_id, hashes) / len(hashes)
+                block_bytes = facts.prefix_block_bytes
+                held = served.prefixes.add(worker_id, hashes, block_bytes)
+                if held and facts.prompt_bytes:
+                    held_ratio = min(1.0, bytes_of(held, block_bytes) / facts.prompt_bytes)
         uncached_tokens = max(0, round(request.prompt_tokens - request.hit_tokens.get(worker_id, 0.0)))
         expires_at = now + self._ticket_ttl_s
         self._ledger.book(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN, first_token_line
 from lbcore.credit import Account
 from lbcore.ewma import DecayingAverage
-from lbcore.prefix import DEFAULT_CAPACITY_BLOCKS, PREFIX_BLOCK_BYTES, PrefixIndex
+from lbcore.prefix import DEFAULT_CAPACITY_UNITS, PREFIX_BLOCK_BYTES, PrefixIndex, bytes_of
 from lbcore.types import (
     NO_HITS,
     Agreement,
@@ -26,8 +26,8 @@ from lbcore.types import (
 PRIOR_TOKENS_PER_BYTE = 0.25
 """Tokens in one byte of prompt before anything was counted: the usual four bytes of English to a token."""
 
-MAX_CAPACITY_BLOCKS = 32_768
-"""Most prefix blocks believed of one worker, however large its KV cache: 2 million tokens."""
+MAX_CAPACITY_UNITS = 32_768
+"""Most units of 256 bytes of prompt believed of one worker, however large its KV cache: 8 MiB, 2 million tokens."""
 
 MAX_LESSON_BYTES = 65_536
 """A longer prompt teaches tokens per byte as much as one of this length, so that none outweighs all others."""
@@ -165,10 +165,10 @@ class ModelRecord:
         """Believe no more of a worker than its KV cache can hold."""
         capacity = worker.spec.capacity
         kv_tokens = capacity.kv_blocks * capacity.kv_block_size
-        blocks = DEFAULT_CAPACITY_BLOCKS
+        units = DEFAULT_CAPACITY_UNITS
         if kv_tokens:
-            blocks = int(kv_tokens / self.tokens_per_byte.read(now) / PREFIX_BLOCK_BYTES)
-        self.prefixes.set_capacity(worker.spec.worker_id, min(MAX_CAPACITY_BLOCKS, blocks))
+            units = int(kv_tokens / self.tokens_per_byte.read(now) / PREFIX_BLOCK_BYTES)
+        self.prefixes.set_capacity(worker.spec.worker_id, min(MAX_CAPACITY_UNITS, units))
 
     def hit_tokens(
         self, facts: RouteFacts, tokens_per_byte: float, trust_ratios: Mapping[WorkerId, float]
@@ -177,12 +177,11 @@ class ModelRecord:
         holders = self.prefixes.holders(facts.prefix_hashes)
         if not holders:
             return NO_HITS
-        # The blocks of a prompt are no longer than the prompt, whatever a caller says of their size.
-        block_bytes = min(facts.prefix_block_bytes, facts.prompt_bytes / len(facts.prefix_hashes))
-        block_tokens = block_bytes * tokens_per_byte
+        block_bytes, prompt_bytes = facts.prefix_block_bytes, facts.prompt_bytes
         hit_tokens: dict[WorkerId, float] = {}
         for holding, blocks in holders:
-            tokens = blocks * block_tokens
+            # The blocks of a prompt are no longer than the prompt, whatever a caller says of their size.
+            tokens = min(bytes_of(blocks, block_bytes), prompt_bytes) * tokens_per_byte
             for worker_id in holding:
                 hit_tokens[worker_id] = tokens * trust_ratios[worker_id]
         return hit_tokens

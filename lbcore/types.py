@@ -224,7 +224,7 @@ class RouteFacts(NamedTuple):
     prefix_hashes: tuple[int, ...] = ()
     """Chained 64-bit hashes of the prompt's whole blocks, first block first."""
     prefix_block_bytes: int = 0
-    """Bytes in one hashed block; 0 when there are no hashes."""
+    """Bytes in each block; 0 means blocks that grow with depth, as `lbcore.prefix` has them."""
     max_output_tokens: int = 0
     priority: int = 0
     session_id: str = ""

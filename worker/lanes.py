@@ -34,13 +34,29 @@ _EVENT_BYTES = 64
 class Lane:
     """One request's way out."""
 
-    __slots__ = ("_lanes", "_waiting", "_waiting_bytes", "call_id", "is_gone", "room", "stop")
+    __slots__ = (
+        "_has_spoken",
+        "_is_let_go",
+        "_is_whole",
+        "_lanes",
+        "_waiting",
+        "_waiting_bytes",
+        "call_id",
+        "is_gone",
+        "room",
+        "stop",
+        "with_token_ids",
+    )
 
-    def __init__(self, lanes: Lanes, call_id: int, room: int) -> None:
+    def __init__(self, lanes: Lanes, call_id: int, room: int, with_token_ids: bool, is_whole: bool) -> None:
         self._lanes = lanes
         self._waiting: deque[Event] = deque()
         self._waiting_bytes = 0
+        self._is_whole = is_whole
+        self._has_spoken = False
+        self._is_let_go = True
         self.call_id = call_id
+        self.with_token_ids = with_token_ids
         self.room = room
         """Events that the caller can take."""
         self.is_gone = False
@@ -57,8 +73,12 @@ class Lane:
             self._waiting.clear()
         if type(event) in _ENDS:
             self._lanes.end(self, event)
-        elif self.room > 0 and (type(event) is Started or _size(event) < BULKY_BYTES):
+        elif self.room > 0 and not self._has_spoken and (type(event) is Started or _size(event) < BULKY_BYTES):
             self.room -= 1
+            if self._is_whole and type(event) is Delta:
+                # The first token tells that the answer has begun; nobody reads the others before the last.
+                self._has_spoken = True
+                self._is_let_go = False
             self._lanes.pass_on(self, event)
         else:
             self._wait(event)
@@ -73,24 +93,34 @@ class Lane:
         if type(event) is Delta and waiting:
             pieces = [event]
             joined = size
-            while waiting and joined < BULKY_BYTES and _continues(event, following := waiting[0]):
+            while waiting and joined < BULKY_BYTES and _continues(pieces[-1], following := waiting[0]):
                 waiting.popleft()
                 assert type(following) is Delta
                 pieces.append(following)
-                self._waiting_bytes -= _size(following)
-                joined += len(following.text)
+                size = _size(following)
+                self._waiting_bytes -= size
+                joined += size
             if len(pieces) > 1:
-                return _joined(pieces), joined
+                event = _joined(pieces)
+            size = joined
+        if self._has_spoken and not waiting:
+            self._is_let_go = False
         return event, size
 
     @property
     def may_go_on(self) -> bool:
-        """Whether something waits that has room, or needs none."""
-        return bool(self._waiting) and (self.room > 0 or type(self._waiting[0]) is Finished)
+        """Whether something waits that has room, or needs none, and that somebody wants to read now."""
+        waiting = self._waiting
+        if not waiting or not (self.room > 0 or type(waiting[0]) is Finished):
+            return False
+        return self._is_let_go
 
     def _wait(self, event: Event) -> None:
         self._waiting.append(event)
         self._waiting_bytes += _size(event)
+        if self._waiting_bytes >= BULKY_BYTES or type(event) is not Delta:
+            # All that waits, however many events that are, so that what cannot be joined travels in company.
+            self._is_let_go = True
         if self._waiting_bytes > MAX_WAITING_BYTES:
             self.stop(Cancelled("The caller takes the answer too slowly."))
         elif self.may_go_on:
@@ -98,25 +128,27 @@ class Lane:
 
 
 class Lanes:
-    """All lanes of one stream: a `Source` of numbered events."""
+    """All lanes of one stream: a `Source` of events."""
 
     def __init__(self) -> None:
         self._lanes: dict[int, Lane] = {}
-        self._ready: list[tuple[int, Event]] = []
+        self._ready: list[tuple[int, Event, bool]] = []
         self._queue: dict[Lane, None] = {}
         self._bell = Bell()
         self._half_closed = False
         self._closed = False
 
-    def open(self, call_id: int, room: int) -> Lane:
+    def open(self, call_id: int, room: int, with_token_ids: bool = True, is_whole: bool = False) -> Lane:
         """A new lane with room for so many events (0: without limit); gone when Finished or Failed left through it.
+
+        Of one whose caller reads the answer as a whole the first delta leaves at once, and the others joined.
 
         Raises:
             InvalidRequest: there is a lane with this number.
         """
         if call_id in self._lanes:
             raise InvalidRequest("call_id is that of a call under way", param="call_id")
-        lane = self._lanes[call_id] = Lane(self, call_id, room or UNLIMITED)
+        lane = self._lanes[call_id] = Lane(self, call_id, room or UNLIMITED, with_token_ids, is_whole)
         return lane
 
     def __iter__(self) -> Iterator[Lane]:
@@ -152,7 +184,7 @@ class Lanes:
         if not ready:
             # Once for all that will leave together: nobody sleeps while something is ready.
             self._bell.ring()
-        ready.append((lane.call_id, event))
+        ready.append((lane.call_id, event, lane.with_token_ids))
 
     def end(self, lane: Lane, event: Event) -> None:
         """Has the last event of a lane leave, and forgets the lane."""
@@ -178,8 +210,11 @@ class Lanes:
         self._closed = True
         self._bell.ring()
 
-    async def take(self) -> list[tuple[int, Event]]:
-        """Waits for events and returns those that go into the next message; an empty list means closed."""
+    async def take(self) -> list[tuple[int, Event, bool]]:
+        """Waits for events and returns those that go into the next message; an empty list means closed.
+
+        Each comes with the number of its call, and with whether its caller reads token ids.
+        """
         while not self._ready and not self._queue and not self._closed:
             await self._bell.sleep()
         if self._queue:
@@ -214,7 +249,7 @@ def _nothing_to_stop(error: LoadBalancerError) -> None:
 def _size(event: Event) -> int:
     """About how many bytes an event has as a message."""
     if type(event) is Delta:
-        # Once per token: taken apart in one go, it costs half of what asking for each field does.
+        # Once per token: taking it apart in one go costs less than asking for each field.
         _, text, token_ids, reasoning, _, logprobs, _ = event
         size = _EVENT_BYTES + len(text) + len(reasoning) + 4 * len(token_ids)
         if logprobs:
@@ -226,16 +261,17 @@ def _size(event: Event) -> int:
 
 
 def _continues(first: Event, following: Event) -> bool:
-    """Whether two deltas can be said as one without anything being lost."""
+    """Whether two deltas can be said as one without anything being lost; one that ends its choice may be the second."""
     return (
         type(first) is Delta
         and type(following) is Delta
         and first.choice == following.choice
         and not (first.reasoning or first.tool_calls or first.logprobs or first.finish_reason)
-        and not (following.reasoning or following.tool_calls or following.logprobs or following.finish_reason)
+        and not (following.reasoning or following.tool_calls or following.logprobs)
     )
 
 
 def _joined(pieces: list[Delta]) -> Delta:
     text = "".join(piece.text for piece in pieces)
-    return Delta(pieces[0].choice, text, tuple(token for piece in pieces for token in piece.token_ids))
+    token_ids = tuple(token for piece in pieces for token in piece.token_ids)
+    return Delta(pieces[0].choice, text, token_ids, finish_reason=pieces[-1].finish_reason)

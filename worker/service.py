@@ -23,6 +23,7 @@ from lbcore.errors import (
     LoadBalancerError,
     Saturated,
 )
+from lbcore.flow import ROOM
 from lbcore.generation import Delta, Embedding, Event, Failed, Finished, GenerationRequest, Started
 from lbcore.log import info_often
 from lbcore.types import Ticket
@@ -32,7 +33,7 @@ from lbcore.wire.server import Registration, service
 from lbcore.wire.status import abort
 from worker.engine import Emit, Engine
 from worker.lanes import Lane, Lanes
-from worker.load import LoadTracker
+from worker.load import InFlight, LoadTracker
 
 log = structlog.get_logger()
 
@@ -56,20 +57,20 @@ class Session:
         "request_id",
     )
 
-    def __init__(self, owner: Sessions, key: str, request: GenerationRequest, emit: Emit) -> None:
+    def __init__(self, owner: Sessions, key: str, request_id: str, counts: InFlight, emit: Emit) -> None:
         self._owner = owner
         self._load = owner.load
-        self._counts = owner.load.accepted(key, request.ticket, len(request.body))
+        self._counts = counts
         self._emit = emit
         self._stopped: LoadBalancerError | None = None
         self._is_over = False
         self._timeout_s: float | None = None
         self.key = key
-        self.request_id = request.request_id
+        self.request_id = request_id
 
     def take(self, event: Event) -> None:
         """Counts an event of the engine and passes it on."""
-        # Once per token; a `match` would cost as much as all the rest.
+        # Once per token, and cheaper than `match`.
         if type(event) is Delta:
             # An engine that does not tell tokens still shows progress: a delta is about one.
             self._load.generated(self.key, len(event.token_ids) or (1 if event.text else 0))
@@ -170,7 +171,8 @@ class Sessions:
         # Ids come from clients and may repeat; the engine's must not.
         self._serial += 1
         key = f"{request.request_id}#{self._serial}"
-        session = Session(self, key, request, lane.put)
+        counts = self.load.accepted(key, request.ticket, len(request.body))
+        session = Session(self, key, request.request_id, counts, lane.put)
         lane.stop = session.stop
         if not self._sessions:
             self._idle.clear()
@@ -240,16 +242,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             self._sessions.refused(Ticket(message.ticket))
             await abort(context, error)
         lanes = Lanes()
-        lane = lanes.open(0, 0)
+        lane = lanes.open(0, ROOM)
         self._sessions.begin(request, lane)
         try:
             while True:
-                for _, event in await lanes.take():
+                events = await lanes.take()
+                for _, event, _ in events:
                     if isinstance(event, Failed):
                         await abort(context, event.error)
+                    # Returns when gRPC has room again: what it does not take now waits in the lane.
                     yield response_from_event(event)
                     if isinstance(event, Finished):
                         return
+                lanes.make_room(0, len(events))
         finally:
             lane.stop(Cancelled("The caller went away."))
 
@@ -303,7 +308,7 @@ class _Stream:
             lane.stop(Cancelled("The caller went away."))
 
     def _begin(self, message: generation_pb2.GenerateCall) -> None:
-        lane = self.lanes.open(message.call_id, message.room)
+        lane = self.lanes.open(message.call_id, message.room, not message.without_token_ids, message.whole)
         try:
             request = generation_from_proto(message.request)
         except InvalidRequest as error:

@@ -54,7 +54,7 @@ Answered = Callable[[Route | LoadBalancerError], None]
 class Question:
     """A route that is asked for, until its answer is there."""
 
-    __slots__ = ("_client", "abandoned", "answered", "call_id", "facts", "timeout_s")
+    __slots__ = ("_client", "abandoned", "answered", "call_id", "facts", "is_cancelled", "timeout_s")
 
     def __init__(
         self,
@@ -71,9 +71,11 @@ class Question:
         self.abandoned = abandoned
         self.timeout_s = timeout_s
         self.answered = answered
+        self.is_cancelled = False
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more: what is booked with it will be given back. Harmless once it came."""
+        self.is_cancelled = True
         self._client.forget(self)
 
     def expire(self) -> None:
@@ -165,7 +167,8 @@ class RoutingClient:
         waiting, self._waiting = self._waiting, {}
         for question in waiting.values():
             self._deadlines.drop(question)
-            question.answered(NoReadyWorker("The scheduler cannot be reached."))
+            if not question.is_cancelled:
+                question.answered(NoReadyWorker("The scheduler cannot be reached."))
 
 
 def _route_batch(items: list[Question | Ticket]) -> routing_pb2.RouteStreamRequest:
@@ -201,7 +204,7 @@ class _Room(NamedTuple):
 class Call:
     """One request under way at a worker. Its events go to `take`, all that one message brought at a time."""
 
-    __slots__ = ("_client", "_is_paused", "_pending", "_taken", "call_id", "request", "take")
+    __slots__ = ("_client", "_is_paused", "_pending", "_taken", "call_id", "is_cancelled", "request", "take")
 
     def __init__(self, client: GenerationClient, call_id: int, request: GenerationRequest, take: Take) -> None:
         self._client = client
@@ -209,9 +212,10 @@ class Call:
         self._pending: list[Event] = []
         self._is_paused = False
         self._taken = 0
+        self.is_cancelled = False
         self.call_id = call_id
         self.take = take
-        """Who takes the events; may be changed while it takes some."""
+        """Who takes the events."""
 
     def pause(self) -> None:
         """Keeps back what arrives from now on; when there is no more room for it, the worker does."""
@@ -224,6 +228,7 @@ class Call:
 
     def cancel(self) -> None:
         """Stops the request at the worker, unless it has ended. Nothing more is said of it here."""
+        self.is_cancelled = True
         self._pending.clear()
         self._client.cancel(self)
 
@@ -329,8 +334,9 @@ class GenerationClient:
     def _lost(self, error: grpc.RpcError | None) -> None:
         calls, self._calls = self._calls, {}
         for call in calls.values():
-            call.put(Failed(WorkerUnreachable("The worker cannot be reached.")))
-            call.flush()
+            if not call.is_cancelled:
+                call.put(Failed(WorkerUnreachable("The worker cannot be reached.")))
+                call.flush()
 
 
 def _generate_batch(items: list[Call | _Cancelled | _Room]) -> generation_pb2.GenerateStreamRequest:
@@ -342,6 +348,10 @@ def _generate_batch(items: list[Call | _Cancelled | _Room]) -> generation_pb2.Ge
             call = add()
             call.call_id = item.call_id
             call.room = ROOM
+            if not item.request.wants_token_ids:
+                call.without_token_ids = True
+            if item.request.is_whole:
+                call.whole = True
             write_generation(item.request, call.request)
         elif isinstance(item, _Room):
             batch.rooms.add(call_id=item.call_id, event_count=item.events)

@@ -20,7 +20,7 @@ from lbcore.policies.presets import PRESETS
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import Disconnected, Dispatched, DrainNoticed, Registered, Reported
-from lbcore.prefix import PREFIX_BLOCK_BYTES
+from lbcore.prefix import PREFIX_BLOCK_BYTES, bytes_of
 from lbcore.types import (
     Capacity,
     Epoch,
@@ -62,7 +62,7 @@ class PlainWorker:
         blocks = 0
         while blocks < len(facts.prefix_hashes) and facts.prefix_hashes[blocks] in self.held:
             blocks += 1
-        return blocks * (PREFIX_BLOCK_BYTES * TOKENS_PER_BYTE)
+        return bytes_of(blocks, facts.prefix_block_bytes) * TOKENS_PER_BYTE
 
     def delay_ms(self, facts: RouteFacts) -> float:
         """As `lbcore.cost` has it."""
@@ -140,7 +140,7 @@ class Life:
         self.pool = WorkerPool(lease_ttl_s=1e9, ticket_ttl_s=1e9)
         self.workers: dict[WorkerId, PlainWorker] = {}
         self.picks = 0
-        self.beginnings = [tuple(self.rng.getrandbits(64) for _ in range(12)) for _ in range(3)]
+        self.beginnings = [tuple(self.rng.getrandbits(64) for _ in range(40)) for _ in range(3)]
 
     def register(self) -> None:
         rng = self.rng
@@ -181,11 +181,12 @@ class Life:
 
     def question(self) -> RouteFacts:
         rng = self.rng
-        shared = rng.choice(self.beginnings)[: rng.randrange(13)]
+        shared = rng.choice(self.beginnings)[: rng.choice((0, 3, 8, 12, 34, 40))]
         hashes = shared + tuple(rng.getrandbits(64) for _ in range(rng.randrange(4)))
         tried = frozenset(rng.sample([*self.workers], min(len(self.workers), rng.choice((0, 0, 0, 2)))))
-        size = len(hashes) * PREFIX_BLOCK_BYTES + rng.randrange(PREFIX_BLOCK_BYTES)
-        return RouteFacts("r", MODEL, size, hashes, PREFIX_BLOCK_BYTES, tried=tried)
+        block_bytes = rng.choice((0, 0, PREFIX_BLOCK_BYTES))
+        size = bytes_of(len(hashes), block_bytes) + rng.randrange(PREFIX_BLOCK_BYTES)
+        return RouteFacts("r", MODEL, size, hashes, block_bytes, tried=tried)
 
     def book(self, ticket: Ticket, facts: RouteFacts, decision: Routed) -> None:
         worker = self.workers[decision.endpoint.worker_id]

@@ -412,6 +412,59 @@ async def test_a_taker_that_crashes_ends_the_run_and_stops_the_request() -> None
     assert [*scene.workers.calls] == ["w0"]
 
 
+@pytest.mark.parametrize("fatal", [0, 1, 2, 3])
+async def test_a_taker_that_crashes_in_any_batch_is_told_once_and_gets_no_more(fatal: int) -> None:
+    batches: list[Batch] = [[STARTED, TOKEN], [MORE], [MORE, MORE], [MORE, END]]
+    scene = Scene(FakeRouting(route("w0", 1), route("w1", 2)), FakeWorkers(w0=batches, w1=[[TOKEN, END]]))
+    taken: list[Batch] = []
+    ends: list[End] = []
+
+    def take(events: Batch, flow: Flow) -> None:
+        taken.append(events)
+        if len(taken) > fatal:
+            raise ZeroDivisionError
+
+    scene.start(take, ends.append)
+    await settle()
+    [end] = ends
+    assert isinstance(end, ZeroDivisionError)
+    assert taken == batches[: fatal + 1]
+    assert scene.workers.calls["w0"].is_cancelled
+    assert [*scene.workers.calls] == ["w0"]
+    assert scene.routing.returned == []
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+async def test_who_cancels_in_any_batch_and_then_crashes_hears_nothing_more(after: int) -> None:
+    batches: list[Batch] = [[STARTED, TOKEN], [MORE], [MORE, Failed(UNREACHABLE)]]
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=batches))
+    taken: list[Batch] = []
+    ends: list[End] = []
+
+    def take(events: Batch, flow: Flow) -> None:
+        taken.append(events)
+        if len(taken) > after:
+            dispatch.cancel()
+            raise ZeroDivisionError
+
+    dispatch = scene.start(take, ends.append)
+    await settle()
+    assert len(taken) == after + 1
+    assert ends == []
+    assert scene.attempts == [("w0", None)]
+    assert scene.workers.calls["w0"].is_cancelled
+
+
+async def test_an_error_with_tokens_before_it_passes_them_on_and_is_told_once() -> None:
+    scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN], [MORE], [MORE, Failed(UNREACHABLE)]]))
+    heard: list[object] = []
+    scene.start(lambda events, flow: heard.append([*events]), heard.append)
+    await settle()
+    assert heard[:3] == [[TOKEN], [MORE], [MORE]]
+    [end] = heard[3:]
+    assert isinstance(end, StreamInterrupted)
+
+
 async def test_who_cancels_while_it_takes_the_last_events_hears_no_end() -> None:
     scene = Scene(FakeRouting(route("w0", 1)), FakeWorkers(w0=[[TOKEN, END]]))
     ends: list[End] = []

@@ -67,9 +67,18 @@ class Pool(WorkerPool):
         return endpoint.credit_requests, endpoint.credit_tokens
 
     def dispatch(
-        self, ticket: int, worker_id: WorkerId = W0, *, now: float = 0.0, hashes: tuple[int, ...] = ()
+        self,
+        ticket: int,
+        worker_id: WorkerId = W0,
+        *,
+        now: float = 0.0,
+        hashes: tuple[int, ...] = (),
+        block_bytes: int | None = None,
     ) -> list[PoolEffect]:
-        facts = RouteFacts("r", MODEL, 4000, hashes, 4000 // len(hashes) if hashes else 0)
+        """A prompt of 4,000 bytes, all of them in blocks unless `block_bytes` says otherwise."""
+        if block_bytes is None:
+            block_bytes = 4000 // len(hashes) if hashes else 0
+        facts = RouteFacts("r", MODEL, 4000, hashes, block_bytes)
         return self.handle(Dispatched(Ticket(ticket), worker_id, self.pick_request(facts), facts), now)
 
     def report(
@@ -363,10 +372,20 @@ class TestLearning:
         pool.handle(Registered(spec("w0", epoch=2), 1), 0.1)
         assert pool.pick_request(RouteFacts("r", MODEL, 4000, (1, 2), 2000)).hit_tokens == {W1: 1000}
 
-    def test_more_than_the_kv_cache_holds_is_not_believed(self) -> None:
+    @pytest.mark.parametrize(("block_bytes", "expected"), [(0, 128), (256, 128), (512, 128), (300, 75), (100, 50)])
+    def test_more_than_the_kv_cache_holds_is_not_believed(self, block_bytes: int, expected: int) -> None:
         pool = Pool(spec(capacity=Capacity(kv_blocks=8, kv_block_size=16)))
-        pool.dispatch(1, hashes=(1, 2, 3, 4))
-        assert pool.pick_request(RouteFacts("r", MODEL, 1024, (1, 2, 3, 4), 256)).hit_tokens == {W0: 128}
+        hashes = (1, 2, 3, 4)
+        pool.dispatch(1, hashes=hashes, block_bytes=block_bytes)
+        assert pool.pick_request(RouteFacts("r", MODEL, 4000, hashes, block_bytes)).hit_tokens == {W0: expected}
+
+    def test_deep_blocks_take_the_room_of_the_bytes_they_have(self) -> None:
+        pool = Pool(spec(capacity=Capacity(kv_blocks=1024, kv_block_size=16)))
+        facts = RouteFacts("r", MODEL, 200_000, tuple(range(1, 105)))
+        pool.handle(Dispatched(Ticket(1), W0, pool.pick_request(facts), facts), 0.0)
+        assert pool.pick_request(facts).hit_tokens == {W0: 1024 * 16}
+        shorter = facts._replace(prefix_hashes=facts.prefix_hashes[:40])
+        assert pool.pick_request(shorter).hit_tokens == {W0: (32 * 256 + 8 * 512) / 4}
 
     @pytest.mark.parametrize(
         ("cached_tokens", "output_tokens", "expected"), [(1000, 5, 1.0), (500, 5, 0.9), (0, 5, 0.8), (0, 0, 1.0)]
@@ -382,11 +401,20 @@ class TestLearning:
         hit = pool.pick_request(RouteFacts("r", MODEL, 4000, (1, 2), 2000)).hit_tokens[W0]
         assert hit == pytest.approx(1000 * expected)
 
-    def test_no_worker_holds_more_than_the_prompt_whatever_a_caller_says(self) -> None:
+    @pytest.mark.parametrize("block_bytes", [0, 1_000_000])
+    def test_no_worker_holds_more_than_the_prompt_whatever_a_caller_says(self, block_bytes: int) -> None:
         pool = Pool(spec())
         pool.dispatch(1, hashes=(1, 2))
-        request = pool.pick_request(RouteFacts("r", MODEL, 400, (1, 2), 1_000_000))
+        request = pool.pick_request(RouteFacts("r", MODEL, 400, (1, 2), block_bytes))
         assert request.hit_tokens[W0] <= request.prompt_tokens
+
+    def test_trust_is_learned_from_the_bytes_held_of_the_whole_prompt(self) -> None:
+        pool = Pool(spec())
+        pool.dispatch(1, hashes=(1, 2), block_bytes=1000)
+        pool.dispatch(2, hashes=(1, 2), block_bytes=1000)
+        pool.report(1, TicketUpdate(Ticket(2), ACCEPTED))
+        pool.report(2, TicketUpdate(Ticket(2), FINISHED, 1000, 500, 1))
+        assert pool.pick_request(RouteFacts("r", MODEL, 4000, (1, 2), 1000)).hit_tokens[W0] == pytest.approx(500)
 
     def test_the_prefill_speed_is_the_measured_one(self) -> None:
         pool = Pool(spec())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import OrderedDict
+from functools import cache
+from math import ceil
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from lbcore.prefix import PREFIX_BLOCK_BYTES, PrefixIndex, block_hashes
+from lbcore.prefix import PREFIX_BLOCK_BYTES, PrefixIndex, block_hashes, bytes_of
 from lbcore.types import WorkerId
 
 A, B, C = WorkerId("a"), WorkerId("b"), WorkerId("c")
@@ -18,6 +21,43 @@ A, B, C = WorkerId("a"), WorkerId("b"), WorkerId("c")
 def test_only_whole_blocks_are_hashed() -> None:
     assert block_hashes(b"x" * (PREFIX_BLOCK_BYTES - 1)) == ()
     assert len(block_hashes(b"x" * (3 * PREFIX_BLOCK_BYTES + 1))) == 3
+
+
+def test_a_block_has_256_bytes_or_the_power_of_two_up_to_a_sixteenth_of_where_it_begins() -> None:
+    end = blocks = 0
+    while end < 2**32:
+        size = bytes_of(blocks + 1) - end
+        assert size == max(256, 1 << (end // 16).bit_length() - 1 if end >= 16 else 0)
+        blocks, end = blocks + 1, bytes_of(blocks + 1)
+    assert (bytes_of(0), bytes_of(32), bytes_of(33), bytes_of(48)) == (0, 8192, 8704, 16_384)
+    assert bytes_of(blocks + 1) == bytes_of(blocks) == 2**32
+    assert len(block_hashes(bytes(200_000))) == 104
+
+
+def test_a_hash_is_of_its_growing_block() -> None:
+    data = Random(1).randbytes(70_000)
+    previous = 0
+    for blocks, found in enumerate(block_hashes(data)):
+        previous = xxh3_64_intdigest(data[bytes_of(blocks) : bytes_of(blocks + 1)], previous)
+        assert found == previous
+
+
+@settings(derandomize=True, max_examples=200, database=None)
+@given(st.integers(0, 40_000), st.integers(0, 40_000), st.sampled_from((0, 100, 256, 3000)))
+def test_prompts_that_share_so_many_bytes_share_the_blocks_that_end_within_them(
+    shared: int, others: int, block_bytes: int
+) -> None:
+    begun = Random(shared).randbytes(shared)
+    left = block_hashes(begun + b"l" * others, block_bytes)
+    right = block_hashes(begun + b"r" * others, block_bytes)
+    common = block_hashes(begun, block_bytes)
+    count = len(common)
+    assert left[:count] == right[:count] == common
+    assert not set(left[count:]) & set(right[count:])
+    assert bytes_of(count, block_bytes) <= shared < bytes_of(count + 1, block_bytes)
+    assert bytes_of(len(left), block_bytes) <= shared + others < bytes_of(len(left) + 1, block_bytes)
+    if not block_bytes:
+        assert shared - bytes_of(count) < max(256, shared / 16)
 
 
 def test_a_hash_is_seeded_with_the_one_before() -> None:
@@ -79,6 +119,48 @@ def test_of_a_prompt_longer_than_the_capacity_the_beginning_is_believed() -> Non
     index.set_capacity(A, 2)
     index.add(A, (1, 2, 3))
     assert index.hit_blocks((1, 2, 3)) == {A: 2}
+
+
+def test_a_block_counts_as_the_bytes_it_has() -> None:
+    deep = tuple(range(1, 50))
+    index = PrefixIndex()
+    index.set_capacity(A, 38)
+    assert index.add(A, deep) == 0
+    # 32 units of one block each, then blocks of two units, of which three fit.
+    assert index.hit_blocks(deep) == {A: 35}
+    index.set_capacity(A, 37)
+    assert index.hit_blocks(deep) == {A: 34}
+
+
+def test_a_block_of_another_size_counts_as_the_units_it_begins() -> None:
+    for block_bytes, expected in ((1, 8), (256, 8), (257, 4), (1024, 2), (2**32 - 1, 0)):
+        index = PrefixIndex()
+        index.set_capacity(A, 8)
+        index.add(A, tuple(range(10)), block_bytes)
+        assert index.hit_blocks(range(10)) == ({A: expected} if expected else {})
+
+
+def test_nothing_is_believed_beyond_the_longest_prompt_there_can_be() -> None:
+    index = PrefixIndex()
+    index.set_capacity(A, 2**40)
+    index.add(A, range(100_000))
+    held = index.hit_blocks(range(100_000))[A]
+    assert (held, bytes_of(held)) == (len(index), 2**32)
+
+
+def test_blocks_of_one_size_go_on_where_growing_ones_are_the_same() -> None:
+    data = Random(2).randbytes(20_000)
+    growing, even = block_hashes(data), block_hashes(data, PREFIX_BLOCK_BYTES)
+    index = PrefixIndex()
+    index.add(A, growing)
+    # The 33rd begins at 8 KiB and has 512 bytes rather than 256.
+    assert index.add(A, even, PREFIX_BLOCK_BYTES) == 32
+    assert (index.hit_blocks(growing), index.hit_blocks(even)) == ({A: len(growing)}, {A: len(even)})
+    # Both go on where they went on before, each in its own way.
+    index.set_capacity(A, (bytes_of(len(growing)) + len(even) * PREFIX_BLOCK_BYTES - 8192) // PREFIX_BLOCK_BYTES)
+    assert (index.hit_blocks(growing), index.hit_blocks(even)) == ({A: len(growing)}, {A: len(even)})
+    index.add(A, (1,))
+    assert (index.hit_blocks(growing), index.hit_blocks(even)) == ({A: len(growing) - 1}, {A: len(even)})
 
 
 def test_a_smaller_capacity_holds_at_once() -> None:
@@ -147,18 +229,19 @@ def test_without_workers_nothing_is_kept() -> None:
 
 
 class BlockByBlock:
-    """What a `PrefixIndex` must say, in the plainest way: each worker an LRU of single blocks."""
+    """What a `PrefixIndex` must say, in the plainest way: each worker an LRU of single blocks and their units."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.blocks: dict[WorkerId, OrderedDict[int, None]] = {worker: OrderedDict() for worker in (A, B, C)}
+        self.blocks: dict[WorkerId, OrderedDict[int, int]] = {worker: OrderedDict() for worker in (A, B, C)}
 
-    def add(self, worker: WorkerId, hashes: tuple[int, ...]) -> None:
+    def add(self, worker: WorkerId, hashes: tuple[int, ...], block_bytes: int) -> None:
         held = self.blocks[worker]
-        for block in reversed(hashes[: self.capacity]):
-            held[block] = None
+        for depth, block in reversed([*enumerate(hashes)]):
+            size = bytes_of(depth + 1, block_bytes) - bytes_of(depth, block_bytes)
+            held[block] = ceil(size / PREFIX_BLOCK_BYTES)
             held.move_to_end(block)
-        while len(held) > self.capacity:
+        while sum(held.values()) > self.capacity:
             held.popitem(last=False)
 
     def hit_blocks(self, hashes: tuple[int, ...]) -> dict[WorkerId, int]:
@@ -168,25 +251,66 @@ class BlockByBlock:
         return {worker: depth for worker, depth in hits.items() if depth}
 
 
-# Two letters and few of them, so that prompts share beginnings of every length.
-prompts = st.text("xy", max_size=7).map(lambda text: block_hashes(text.encode(), block_bytes=1))
+@cache
+def chain(text: str) -> tuple[int, ...]:
+    """Hashes of a prompt with a block for each letter."""
+    return block_hashes(text.encode(), block_bytes=1)
 
 
-@settings(derandomize=True, max_examples=200, database=None)
-@given(st.integers(0, 10), st.lists(st.tuples(st.sampled_from((A, B, C)), prompts), max_size=30), prompts)
-def test_it_says_what_an_lru_of_single_blocks_says(
-    capacity: int, additions: list[tuple[WorkerId, tuple[int, ...]]], question: tuple[int, ...]
-) -> None:
+# Two letters and few of them, so that prompts share beginnings of every length; after 30 more, their blocks grow.
+short = st.text("xy", max_size=7)
+deep = st.tuples(st.sampled_from(("", "x" * 30)), short).map("".join)
+workers = st.sampled_from((A, B, C))
+
+
+def agree(capacity: int, additions: list[tuple[WorkerId, str]], question: str, block_bytes: int) -> None:
     index, plain = PrefixIndex(), BlockByBlock(capacity)
     for worker in (A, B, C):
         index.set_capacity(worker, capacity)
-    for worker, hashes in additions:
+    for worker, text in additions:
+        hashes = chain(text)
         expected = plain.hit_blocks(hashes).get(worker, 0)
-        assert index.add(worker, hashes) == expected
-        plain.add(worker, hashes)
+        assert index.add(worker, hashes, block_bytes) == expected
+        plain.add(worker, hashes, block_bytes)
         assert index.hit_blocks(hashes) == plain.hit_blocks(hashes)
-    assert index.hit_blocks(question) == plain.hit_blocks(question)
+    assert index.hit_blocks(chain(question)) == plain.hit_blocks(chain(question))
     assert len(index) == len({block for held in plain.blocks.values() for block in held})
+
+
+@settings(derandomize=True, max_examples=200, database=None)
+@given(st.integers(0, 10), st.lists(st.tuples(workers, short), max_size=30), short, st.sampled_from((0, 1, 256, 600)))
+def test_it_says_what_an_lru_of_single_blocks_says(
+    capacity: int, additions: list[tuple[WorkerId, str]], question: str, block_bytes: int
+) -> None:
+    agree(capacity, additions, question, block_bytes)
+
+
+@settings(derandomize=True, max_examples=200, database=None)
+@given(st.integers(28, 70), st.lists(st.tuples(workers, deep), max_size=20), deep)
+def test_it_says_so_of_blocks_that_grow_too(
+    capacity: int, additions: list[tuple[WorkerId, str]], question: str
+) -> None:
+    agree(capacity, additions, question, 0)
+
+
+@settings(derandomize=True, max_examples=100, database=None)
+@given(
+    st.lists(st.tuples(workers, st.integers(0, 3), st.integers(0, 60), st.sampled_from((0, 256, 1000))), max_size=20),
+    st.integers(0, 300),
+)
+def test_no_worker_is_believed_to_hold_more_bytes_than_it_has_room_for(
+    additions: list[tuple[WorkerId, int, int, int]], capacity: int
+) -> None:
+    index = PrefixIndex()
+    for worker, seed, thousands, block_bytes in additions:
+        index.set_capacity(worker, capacity)
+        hashes = block_hashes(Random(seed).randbytes(thousands * 1000), block_bytes)
+        index.add(worker, hashes, block_bytes)
+        held = index.hit_blocks(hashes).get(worker, 0)
+        assert bytes_of(held, block_bytes) <= capacity * PREFIX_BLOCK_BYTES
+        if not block_bytes:
+            # And as much of the last prompt as fits.
+            assert held == min(len(hashes), len(block_hashes(bytes(capacity * PREFIX_BLOCK_BYTES))))
 
 
 @settings(derandomize=True, max_examples=100, database=None)

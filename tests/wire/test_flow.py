@@ -7,15 +7,16 @@ import asyncio
 import grpc
 import pytest
 
+from lbcore.api.v1 import generation_pb2
 from lbcore.errors import Cancelled, DeadlineExceeded, WorkerUnreachable
 from lbcore.flow import ROOM, Flow
-from lbcore.generation import Delta, Dialect, Event, Failed, Finished, GenerationRequest, Started
+from lbcore.generation import Delta, Dialect, Embedding, Event, Failed, Finished, GenerationRequest, Started
 from lbcore.wire import clients
 from lbcore.wire.clients import generate
-from lbcore.wire.convert import generation_to_proto
+from lbcore.wire.convert import event_from_proto, generation_to_proto, response_from_event
 from tests.fakes import Signal, settle
 from tests.wire.conftest import Wire, WorkerHost, all_events, begin, soon
-from worker import lanes
+from worker import lanes, service
 
 ENDS = (Finished, Failed)
 
@@ -323,4 +324,42 @@ async def test_a_caller_of_generate_that_never_reads_large_events_is_stopped_at_
     with pytest.raises(grpc.RpcError) as caught:
         _ = [message async for message in call]
     assert caught.value.code() is grpc.StatusCode.CANCELLED
+    await worker.emptied()
+
+
+async def test_a_caller_of_generate_that_does_not_read_has_the_rest_kept_in_its_lane(
+    wire: Wire, worker: WorkerHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Event] = []
+    written: list[Event] = []
+
+    class Watched(lanes.Lanes):
+        async def take(self) -> list[tuple[int, Event, bool]]:
+            events = await super().take()
+            taken.extend(event for _, event, _ in events)
+            return events
+
+    def write(event: Started | Delta | Embedding | Finished) -> generation_pb2.GenerateResponse:
+        written.append(event)
+        assert len(taken) - len(written) < ROOM
+        return response_from_event(event)
+
+    monkeypatch.setattr(service, "Lanes", Watched)
+    monkeypatch.setattr(service, "response_from_event", write)
+    call = wire.generation_stub(worker).Generate(generation_to_proto(ask()))
+    engine = await worker.engine.next()
+    texts = [f"{number}{'.' * 1000}" for number in range(20_000)]
+    engine.start()
+    for start in range(0, len(texts), 500):
+        engine.say(*texts[start : start + 500])
+        await settle()
+    # What gRPC and the kernel keep is not bounded by us, but it is bounded.
+    assert len(taken) < 10_000
+    assert len(taken) - len(written) < ROOM
+    assert worker.engine.aborted == []
+    engine.finish()
+    events = [event_from_proto(message) async for message in call]
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == "".join(texts)
+    assert events[-1] == Finished(10, 0, 1)
+    assert len(events) == len(taken) == len(written)
     await worker.emptied()

@@ -26,7 +26,7 @@ from lbcore.errors import (
     WorkerUnreachable,
 )
 from lbcore.generation import Delta, Finished, Started
-from lbcore.prefix import PREFIX_BLOCK_BYTES, block_hashes
+from lbcore.prefix import block_hashes
 from lbcore.types import EndpointState
 from lbcore.wire.clients import TableStep
 from tests.wire.conftest import fixture, soon
@@ -118,7 +118,7 @@ async def test_the_dispatcher_learns_the_facts_and_gets_the_body_as_it_came(gate
     assert request.body == body
     assert (request.request_id, request.timeout_s) == ("mine", 77.0)
     assert (facts.request_id, facts.model, facts.prompt_bytes, facts.max_output_tokens) == ("mine", "m", 1000, 7)
-    assert (facts.prefix_hashes, facts.prefix_block_bytes) == (block_hashes(prompt.encode()), PREFIX_BLOCK_BYTES)
+    assert (facts.prefix_hashes, facts.prefix_block_bytes) == (block_hashes(prompt.encode()), 0)
 
 
 @pytest.mark.parametrize(

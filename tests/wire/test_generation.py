@@ -113,6 +113,39 @@ async def test_more_vectors_than_a_message_should_hold_arrive_in_order(wire: Wir
     assert isinstance(end, Finished)
 
 
+@pytest.mark.parametrize("wants_token_ids", [True, False])
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_caller_gets_token_ids_when_it_wants_them_and_its_answer_in_one_piece_when_it_says_so(
+    worker: WorkerHost, wants_token_ids: bool, is_whole: bool
+) -> None:
+    request = ask()._replace(wants_token_ids=wants_token_ids, is_whole=is_whole)
+    answer = asyncio.ensure_future(through_stream(worker, request))
+    taken = await worker.engine.next()
+    said = [Delta(text=f"{number} ", token_ids=(number,)) for number in range(10)]
+    taken.start()
+    for delta in said:
+        taken.emit(delta)
+    taken.finish()
+    started, *deltas, end = await answer
+    assert (started, end) == (Started(10), Finished(10, 0, 1))
+    assert len(deltas) == (2 if is_whole else 10)
+    assert "".join(delta.text for delta in deltas if isinstance(delta, Delta)) == "".join(one.text for one in said)
+    token_ids = [token for delta in deltas if isinstance(delta, Delta) for token in delta.token_ids]
+    assert token_ids == ([*range(10)] if wants_token_ids else [])
+
+
+async def test_generate_tells_every_token_and_its_id_whatever_is_asked_of_streams(worker: WorkerHost) -> None:
+    request = ask()._replace(wants_token_ids=False, is_whole=True)
+    answer = asyncio.ensure_future(through_generate(worker, request))
+    taken = await worker.engine.next()
+    taken.start()
+    for number in range(5):
+        taken.emit(Delta(text="a", token_ids=(number,)))
+    taken.finish()
+    deltas = [event for event in await answer if isinstance(event, Delta)]
+    assert deltas == [Delta(text="a", token_ids=(number,)) for number in range(5)]
+
+
 @both_doors
 async def test_the_engine_gets_the_body_byte_for_byte(worker: WorkerHost, door: Door) -> None:
     body = b'{"a":1.0000000000000000001,\n "unknown": "\xc3\xa4"}'

@@ -113,7 +113,7 @@ class Started(_message.Message):
     def __init__(self, prompt_token_count: _Optional[int] = ..., cached_token_count: _Optional[int] = ...) -> None: ...
 
 class Delta(_message.Message):
-    __slots__ = ("choice_index", "text", "token_ids", "reasoning", "tool_calls", "logprobs", "finish_reason")
+    __slots__ = ("choice_index", "text", "token_ids", "reasoning", "tool_calls", "logprobs", "finish_reason", "text_only")
     CHOICE_INDEX_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,7 @@ class Delta(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    TEXT_ONLY_FIELD_NUMBER: _ClassVar[int]
     choice_index: int
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -128,7 +129,8 @@ class Delta(_message.Message):
     tool_calls: _containers.RepeatedCompositeFieldContainer[ToolCallDelta]
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
     finish_reason: FinishReason
-    def __init__(self, choice_index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., reasoning: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCallDelta, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+    text_only: bool
+    def __init__(self, choice_index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., reasoning: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCallDelta, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., text_only: bool = ...) -> None: ...
 
 class ToolCallDelta(_message.Message):
     __slots__ = ("index", "id", "name", "arguments")
@@ -193,14 +195,18 @@ class GenerateStreamRequest(_message.Message):
     def __init__(self, calls: _Optional[_Iterable[_Union[GenerateCall, _Mapping]]] = ..., cancelled_call_ids: _Optional[_Iterable[int]] = ..., rooms: _Optional[_Iterable[_Union[Room, _Mapping]]] = ...) -> None: ...
 
 class GenerateCall(_message.Message):
-    __slots__ = ("call_id", "request", "room")
+    __slots__ = ("call_id", "request", "room", "without_token_ids", "whole")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     ROOM_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     request: GenerateRequest
     room: int
-    def __init__(self, call_id: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., room: _Optional[int] = ...) -> None: ...
+    without_token_ids: bool
+    whole: bool
+    def __init__(self, call_id: _Optional[int] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., room: _Optional[int] = ..., without_token_ids: bool = ..., whole: bool = ...) -> None: ...
 
 class Room(_message.Message):
     __slots__ = ("call_id", "event_count")

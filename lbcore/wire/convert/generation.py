@@ -32,6 +32,7 @@ _FINISH = {
     FinishReason.TOOL_CALLS: generation_pb2.FINISH_REASON_TOOL_CALLS,
     FinishReason.CONTENT_FILTER: generation_pb2.FINISH_REASON_CONTENT_FILTER,
 }
+_new = tuple.__new__
 _FINISH_BACK = {number: reason for reason, number in _FINISH.items()}
 
 
@@ -133,21 +134,21 @@ def response_from_event(event: Started | Delta | Embedding | Finished) -> genera
             return generation_pb2.GenerateResponse(finished=_finished_to_proto(event))
 
 
-def call_events(numbered: list[tuple[int, Event]]) -> generation_pb2.GenerateStreamResponse:
-    """Events as one message of GenerateStream, each with the number of its call.
+def call_events(numbered: list[tuple[int, Event, bool]]) -> generation_pb2.GenerateStreamResponse:
+    """Events as one message of GenerateStream, each with the number of its call and whether token ids are told.
 
     One that no message can carry (text that is no Unicode, a number out of range) becomes the failure of its call: the
     other calls on the stream have no part in it.
     """
     message = generation_pb2.GenerateStreamResponse()
     add = message.events.add
-    for call_id, event in numbered:
+    for call_id, event, with_token_ids in numbered:
         entry = add()
         entry.call_id = call_id
         try:
             # The first branch is taken for every token; setting fields costs half of what building messages does.
             if type(event) is Delta:
-                _write_delta(event, entry.delta)
+                _write_delta(event, entry.delta, with_token_ids)
             elif type(event) is Started:
                 _write_started(event, entry.started)
             elif type(event) is Finished:
@@ -168,7 +169,11 @@ def event_from_proto(message: generation_pb2.CallEvent | generation_pb2.Generate
     """The event in a message of Generate or an entry of GenerateStream; None for a kind this version does not know."""
     kind = message.WhichOneof("event")
     if kind == "delta":
-        return _delta_from_proto(message.delta)
+        delta = message.delta
+        if delta.text_only:
+            # Once per token: past the constructor, which is a function of Python's.
+            return _new(Delta, (delta.choice_index, delta.text, (), "", (), (), None))
+        return _delta_from_proto(delta)
     if kind == "started":
         return Started(message.started.prompt_token_count, message.started.cached_token_count)
     if kind == "finished":
@@ -216,22 +221,22 @@ def _write_finished(event: Finished, message: generation_pb2.Finished) -> None:
 
 def _delta_to_proto(event: Delta) -> generation_pb2.Delta:
     message = generation_pb2.Delta()
-    _write_delta(event, message)
+    _write_delta(event, message, with_token_ids=True)
     return message
 
 
-def _write_delta(event: Delta, message: generation_pb2.Delta) -> None:
-    # Taken apart in one go, a token costs half of what asking for each field does.
+def _write_delta(event: Delta, message: generation_pb2.Delta, with_token_ids: bool) -> None:
+    # Once per token: taking it apart in one go costs less than asking for each field.
     choice, text, token_ids, reasoning, tool_calls, logprobs, finish_reason = event
     if text:
         message.text = text
-    if token_ids:
-        message.token_ids.extend(token_ids)
-    elif not text:
-        # An empty delta is one as well; what sets a field says so by itself.
-        message.SetInParent()
     if choice:
         message.choice_index = choice
+    if not (token_ids and with_token_ids) and not (reasoning or tool_calls or logprobs or finish_reason):
+        message.text_only = True
+        return
+    if token_ids and with_token_ids:
+        message.token_ids.extend(token_ids)
     if reasoning:
         message.reasoning = reasoning
     if finish_reason is not None:

@@ -45,7 +45,7 @@ def test_a_plain_head_is_read() -> None:
 
 
 def test_the_other_path_is_the_other_dialect() -> None:
-    read = read_head(head(b"Content-Length: 0", start=b"POST /v1/completions HTTP/1.1"))
+    read = read_head(head(b"Host: x", b"Content-Length: 0", start=b"POST /v1/completions HTTP/1.1"))
     assert read is not None
     assert read.dialect is Dialect.COMPLETION
 
@@ -147,14 +147,17 @@ class Asked:
     """One request that reached the dispatcher, answered when a test says so."""
 
     is_cancelled = False
+    is_answered = False
 
-    def __init__(self, request_id: str, take: Take, done: Callable[[End], None]) -> None:
+    def __init__(self, request_id: str, take: Take, done: Callable[[End], None], body: bytes = b"") -> None:
         self.request_id = request_id
+        self.body = body
         self._take = take
         self._done = done
 
     def answer(self) -> None:
         flow: Any = None
+        self.is_answered = True
         self._take([Delta(text=self.request_id), END], flow)
         self._done(END)
 
@@ -189,7 +192,7 @@ class Scene:
         done: Callable[[End], None],
         observe: Callable[[Attempt], None],
     ) -> Asked:
-        asked = Asked(request.request_id, take, done)
+        asked = Asked(request.request_id, take, done, request.body)
         self.asked.append(asked)
         return asked
 
@@ -281,3 +284,41 @@ async def test_an_idle_connection_is_stopped_at_once() -> None:
     scene.connection.stop()
     assert scene.transport.is_closed
     await asyncio.sleep(0)
+
+
+@given(st.data())
+def test_however_the_bytes_are_cut_every_request_is_asked_once_in_its_turn(data: st.DataObject) -> None:
+    asyncio.run(_play(data))
+
+
+async def _play(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.sampled_from([0, 1, 50, 5000]), min_size=1, max_size=5))
+    bodies = [BODY[:-1] + b" " * size + b"}" for size in sizes]
+    whole = b"".join(request(f"r{number}", body) for number, body in enumerate(bodies))
+    heads = _starts(bodies)
+    # A head comes in one piece, as it does from nearly all clients: others are handed over.
+    cuts = data.draw(st.lists(st.integers(1, len(whole)), max_size=6))
+    first_head = whole.index(b"\r\n\r\n") + 4
+    cuts = sorted({cut for cut in cuts if cut >= first_head and not any(at < cut < at + 200 for at in heads)})
+    scene = Scene()
+    for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+        scene.connection.data_received(whole[start:end])
+        if data.draw(st.booleans()) and scene.asked and not scene.asked[-1].is_answered:
+            scene.asked[-1].answer()
+        if data.draw(st.booleans()):
+            await settle(2)
+    for _ in bodies:
+        await settle(2)
+        if not scene.asked[-1].is_answered:
+            scene.asked[-1].answer()
+    assert scene.ids == [f"r{number}" for number in range(len(bodies))]
+    assert [asked.body for asked in scene.asked] == bodies
+    assert scene.transport.written.count(b"HTTP/1.1 200 OK\r\n") == len(bodies)
+
+
+def _starts(bodies: list[bytes]) -> list[int]:
+    """Where each request begins among all of them."""
+    starts = [0]
+    for number, body in enumerate(bodies[:-1]):
+        starts.append(starts[-1] + len(request(f"r{number}", body)))
+    return starts

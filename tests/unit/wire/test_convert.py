@@ -127,6 +127,9 @@ generation_requests = st.builds(
     ticket=tickets,
     timeout_s=st.none() | st.integers(1, 2**32 - 1).map(lambda milliseconds: milliseconds / 1000),
     priority=st.integers(-(2**31), 2**31 - 1),
+    # These two travel beside the request, on the stream that many share.
+    wants_token_ids=st.just(True),
+    is_whole=st.just(False),
 )
 logprobs = st.builds(
     TokenLogprob,
@@ -182,16 +185,77 @@ def test_a_request_survives_and_its_body_byte_for_byte(request: GenerationReques
     assert convert.generation_from_proto(convert.generation_to_proto(request)) == request
 
 
-def entry_of(event: Event) -> generation_pb2.CallEvent:
+def entry_of(event: Event, with_token_ids: bool = True) -> generation_pb2.CallEvent:
     """An event of call 7 as it travels among others."""
-    [entry] = convert.call_events([(7, event)]).events
+    [entry] = convert.call_events([(7, event, with_token_ids)]).events
     return entry
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), good_events)))
-def test_events_that_travel_together_keep_their_order_and_their_calls(numbered: list[tuple[int, Event]]) -> None:
+def as_read(event: Event, with_token_ids: bool) -> Event:
+    """An event as a caller gets it that reads token ids, or does not."""
+    return event if with_token_ids or not isinstance(event, Delta) else event._replace(token_ids=())
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), good_events, st.booleans())))
+def test_events_that_travel_together_keep_their_order_and_their_calls(numbered: list[tuple[int, Event, bool]]) -> None:
     message = convert.call_events(numbered)
-    assert [(entry.call_id, convert.event_from_proto(entry)) for entry in message.events] == numbered
+    assert [(entry.call_id, convert.event_from_proto(entry)) for entry in message.events] == [
+        (number, as_read(event, with_token_ids)) for number, event, with_token_ids in numbered
+    ]
+
+
+@given(deltas, st.booleans())
+def test_a_delta_is_marked_as_text_only_when_it_says_nothing_else(delta: Delta, with_token_ids: bool) -> None:
+    entry = entry_of(delta, with_token_ids).delta
+    arrives = as_read(delta, with_token_ids)
+    assert entry.text_only == (arrives == Delta(choice=delta.choice, text=delta.text))
+    # A reader that does not know the mark reads the same.
+    entry.text_only = False
+    assert convert.event_from_proto(generation_pb2.CallEvent(delta=entry)) == arrives
+
+
+@pytest.mark.parametrize(
+    ("delta", "with_token_ids", "is_text_only"),
+    [
+        (Delta(text="a"), True, True),
+        (Delta(text="a"), False, True),
+        (Delta(choice=3, text="a"), True, True),
+        (Delta(), True, True),
+        (Delta(), False, True),
+        (Delta(text="a", token_ids=(5,)), True, False),
+        (Delta(text="a", token_ids=(5,)), False, True),
+        (Delta(token_ids=(5,)), True, False),
+        (Delta(token_ids=(5,)), False, True),
+        (Delta(text="a", reasoning="b"), False, False),
+        (Delta(text="a", finish_reason=FinishReason.STOP), False, False),
+        (Delta(finish_reason=FinishReason.STOP), False, False),
+        (Delta(text="a", tool_calls=(ToolCallDelta(0, "call"),)), False, False),
+        (Delta(text="a", logprobs=(TokenLogprob("a", -1.0, b"a"),)), False, False),
+        (Delta(text="a", token_ids=(5,), logprobs=(TokenLogprob("a", -1.0, b"a"),)), False, False),
+    ],
+)
+def test_what_travels_as_text_only_is_read_as_it_was_said(
+    delta: Delta, with_token_ids: bool, is_text_only: bool
+) -> None:
+    entry = entry_of(delta, with_token_ids)
+    assert entry.WhichOneof("event") == "delta"
+    assert entry.delta.text_only == is_text_only
+    assert convert.event_from_proto(entry) == as_read(delta, with_token_ids)
+    again = generation_pb2.CallEvent.FromString(entry.SerializeToString())
+    assert convert.event_from_proto(again) == as_read(delta, with_token_ids)
+    assert type(convert.event_from_proto(again)) is Delta
+
+
+def test_generate_tells_token_ids_and_marks_what_has_none() -> None:
+    plain = convert.response_from_event(Delta(choice=1, text="a"))
+    with_ids = convert.response_from_event(Delta(choice=1, text="a", token_ids=(5,)))
+    assert (plain.delta.text_only, with_ids.delta.text_only) == (True, False)
+    assert convert.event_from_proto(plain) == Delta(choice=1, text="a")
+    assert convert.event_from_proto(with_ids) == Delta(choice=1, text="a", token_ids=(5,))
+
+
+def test_a_token_id_that_nobody_reads_may_be_any() -> None:
+    assert convert.event_from_proto(entry_of(Delta(text="a", token_ids=(-1,)), with_token_ids=False)) == Delta(text="a")
 
 
 @given(good_events)
@@ -220,7 +284,9 @@ def test_an_event_of_a_later_version_is_no_event() -> None:
     ids=["half a pair", "negative token", "huge choice", "negative count", "huge count"],
 )
 def test_an_event_that_no_message_can_carry_fails_its_call_and_no_other(event: Event) -> None:
-    before, entry, after = convert.call_events([(6, Delta(text="a")), (7, event), (8, Delta(text="b"))]).events
+    before, entry, after = convert.call_events(
+        [(6, Delta(text="a"), True), (7, event, True), (8, Delta(text="b"), True)]
+    ).events
     arrived = convert.event_from_proto(entry)
     assert entry.call_id == 7
     assert isinstance(arrived, Failed)

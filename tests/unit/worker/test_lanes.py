@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbcore.errors import Cancelled, EngineFailed, LoadBalancerError
+from lbcore.errors import Cancelled, InvalidRequest
 from lbcore.generation import (
     Delta,
     Embedding,
@@ -23,70 +21,21 @@ from lbcore.generation import (
     ToolCallDelta,
 )
 from tests.fakes import settle
+from tests.unit.worker.lane_talk import (
+    BROKEN,
+    END,
+    UNLIMITED,
+    Request,
+    bulky,
+    is_silent,
+    message,
+    next_message,
+    of,
+    put,
+    words,
+)
 from worker import lanes as module
-from worker.lanes import BULKY_BYTES, TURN_BYTES, Lane, Lanes
-
-END = Finished(1, 0, 1)
-BROKEN = Failed(EngineFailed("Broken."))
-UNLIMITED = 0
-
-
-def words(*texts: str) -> list[Event]:
-    return [Delta(text=text) for text in texts]
-
-
-def bulky(mark: str, size: int = BULKY_BYTES) -> Delta:
-    return Delta(text=mark * size)
-
-
-def put(lane: Lane, events: Iterable[Event]) -> None:
-    for event in events:
-        lane.put(event)
-
-
-async def next_message(lanes: Lanes) -> list[tuple[int, Event]] | None:
-    """What the next message holds; None when nothing may leave as things stand."""
-    taking = asyncio.ensure_future(lanes.take())
-    await settle()
-    if taking.done():
-        return taking.result()
-    taking.cancel()
-    return None
-
-
-async def message(lanes: Lanes) -> list[tuple[int, Event]]:
-    """What the next message holds, which must be ready."""
-    events = await next_message(lanes)
-    assert events is not None, "nothing may leave"
-    return events
-
-
-async def is_silent(lanes: Lanes) -> bool:
-    """Whether nothing leaves as things stand."""
-    return await next_message(lanes) is None
-
-
-async def of(lanes: Lanes, call_id: int) -> list[Event]:
-    """What the next message holds for one call."""
-    return [event for number, event in await message(lanes) if number == call_id]
-
-
-class Request:
-    """What speaks through a lane, as a session does: stopped, it ends in the error and says nothing more."""
-
-    def __init__(self, lane: Lane) -> None:
-        self.errors: list[LoadBalancerError] = []
-        self._lane = lane
-        lane.stop = self.stop
-
-    def say(self, *texts: str) -> None:
-        for event in words(*texts):
-            if not self.errors:
-                self._lane.put(event)
-
-    def stop(self, error: LoadBalancerError) -> None:
-        self.errors.append(error)
-        self._lane.put(Failed(error))
+from worker.lanes import BULKY_BYTES, TURN_BYTES, Lanes
 
 
 async def test_small_events_leave_with_the_next_message_in_the_order_they_came() -> None:
@@ -113,7 +62,7 @@ async def test_a_writer_that_waits_is_woken_by_an_event() -> None:
     writer = asyncio.ensure_future(lanes.take())
     await settle()
     lane.put(Delta(text="a"))
-    assert await writer == [(1, Delta(text="a"))]
+    assert await writer == [(1, Delta(text="a"), True)]
 
 
 async def test_a_lane_without_room_keeps_its_events_and_others_go_on() -> None:
@@ -156,7 +105,6 @@ async def test_room_given_before_it_is_needed_counts() -> None:
 @pytest.mark.parametrize(
     "special",
     [
-        Delta(text="x", finish_reason=FinishReason.STOP),
         Delta(text="x", logprobs=(TokenLogprob("x", -1.0, b"x"),)),
         Delta(tool_calls=(ToolCallDelta(0, "call"),)),
         Delta(reasoning="hm"),
@@ -164,7 +112,7 @@ async def test_room_given_before_it_is_needed_counts() -> None:
         Started(3),
         Embedding(0, b"\0\0\0\0"),
     ],
-    ids=["finish reason", "logprobs", "tool call", "reasoning", "other choice", "start", "vector"],
+    ids=["logprobs", "tool call", "reasoning", "other choice", "start", "vector"],
 )
 async def test_what_says_more_than_text_is_never_merged(special: Event) -> None:
     lanes = Lanes()
@@ -173,6 +121,17 @@ async def test_what_says_more_than_text_is_never_merged(special: Event) -> None:
     assert await of(lanes, 1) == words("first")
     lanes.make_room(1, 10)
     assert await of(lanes, 1) == [Delta(text="ab"), special, Delta(text="cd")]
+
+
+async def test_a_piece_that_ends_its_choice_is_the_last_of_those_merged() -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, 1)
+    end = Delta(text="x", token_ids=(7,), finish_reason=FinishReason.LENGTH)
+    put(lane, [*words("first"), Delta(text="a", token_ids=(6,)), end, *words("c", "d"), END])
+    assert await of(lanes, 1) == words("first")
+    lanes.make_room(1, 10)
+    merged = Delta(text="ax", token_ids=(6, 7), finish_reason=FinishReason.LENGTH)
+    assert await of(lanes, 1) == [merged, Delta(text="cd"), END]
 
 
 async def test_pieces_are_merged_no_further_than_a_bulky_one() -> None:
@@ -185,6 +144,18 @@ async def test_pieces_are_merged_no_further_than_a_bulky_one() -> None:
     assert "".join(texts) == "x" * 20_000
     assert len(texts) > 1
     assert all(len(text) < BULKY_BYTES + 1000 for text in texts)
+
+
+async def test_tokens_without_text_are_merged_no_further_than_a_bulky_one_either() -> None:
+    # As of an engine that holds back half of a character, or of a reader of tokens.
+    lanes = Lanes()
+    lane = lanes.open(1, 1)
+    put(lane, [*words("first"), *[Delta(token_ids=(number,)) for number in range(20_000)]])
+    await of(lanes, 1)
+    lanes.make_room(1, 100)
+    came = [event.token_ids for event in await of(lanes, 1) if type(event) is Delta]
+    assert [token for token_ids in came for token in token_ids] == [*range(20_000)][: sum(map(len, came))]
+    assert all(4 * len(token_ids) < 2 * BULKY_BYTES for token_ids in came)
 
 
 async def test_a_bulky_event_goes_behind_the_small_ones_of_other_lanes() -> None:
@@ -331,6 +302,15 @@ async def test_a_number_can_be_used_again_and_the_old_lane_does_not_speak_for_it
     assert 1 in lanes
 
 
+async def test_a_number_in_use_is_refused() -> None:
+    lanes = Lanes()
+    lane = lanes.open(1, UNLIMITED)
+    with pytest.raises(InvalidRequest):
+        lanes.open(1, UNLIMITED)
+    lane.put(END)
+    assert await message(lanes) == [(1, END)]
+
+
 async def test_all_lanes_can_be_walked_while_they_end() -> None:
     lanes = Lanes()
     for number in range(3):
@@ -395,52 +375,75 @@ class Book:
         self.room = room
         self.text = ""
         self.tokens: list[int] = []
+        self.ends: list[int] = []
+        """Where in the text a choice ended."""
         self.taken_text = ""
         self.taken_tokens: list[int] = []
+        self.taken_ends: list[int] = []
         self.taken_events = 0
         self.is_dropped = False
+        self.is_over = False
 
-    def take(self, delta: Delta) -> None:
-        self.taken_text += delta.text
-        self.taken_tokens += delta.token_ids
+    def give(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.tokens += delta.token_ids
+        if delta.finish_reason:
+            self.ends.append(len(self.text))
+
+    def take(self, event: Event) -> None:
+        assert not self.is_over, "something came behind the end"
+        if type(event) is Finished:
+            self.is_over = True
+            return
+        assert type(event) is Delta
+        self.taken_text += event.text
+        self.taken_tokens += event.token_ids
         self.taken_events += 1
+        if event.finish_reason:
+            self.taken_ends.append(len(self.taken_text))
 
     def check(self) -> None:
         assert self.text.startswith(self.taken_text)
         assert self.tokens[: len(self.taken_tokens)] == self.taken_tokens
+        assert self.ends[: len(self.taken_ends)] == self.taken_ends
         assert self.taken_events <= self.room
 
 
-@given(st.lists(_ROOM, min_size=4, max_size=4), st.lists(_STEPS, max_size=60))
+@given(
+    st.lists(st.tuples(_ROOM, st.booleans()), min_size=4, max_size=4),
+    st.lists(_STEPS, max_size=60),
+)
 def test_whatever_happens_every_lane_says_its_part_in_order_and_keeps_to_its_room(
-    rooms: list[int], steps: list[tuple[str, int, int]]
+    kinds: list[tuple[int, bool]], steps: list[tuple[str, int, int]]
 ) -> None:
-    asyncio.run(_play(rooms, steps))
+    asyncio.run(_play(kinds, steps))
 
 
-async def _play(rooms: list[int], steps: list[tuple[str, int, int]]) -> None:
+async def _play(kinds: list[tuple[int, bool]], steps: list[tuple[str, int, int]]) -> None:
     lanes = Lanes()
-    books = [Book(room) for room in rooms]
-    opened = [lanes.open(number, room) for number, room in enumerate(rooms)]
+    books = [Book(room) for room, _ in kinds]
+    opened = [lanes.open(number, room, is_whole=is_whole) for number, (room, is_whole) in enumerate(kinds)]
     serial = 0
 
-    def note(events: list[tuple[int, Any]]) -> None:
+    def note(events: list[tuple[int, Event]]) -> None:
         for number, event in events:
-            assert type(event) is Delta
             books[number].take(event)
         for book in books:
             book.check()
+
+    def say(number: int, text: str, finish_reason: FinishReason | None = None) -> None:
+        nonlocal serial
+        serial += 1
+        delta = Delta(text=text, token_ids=(serial,), finish_reason=finish_reason)
+        if not books[number].is_dropped:
+            books[number].give(delta)
+        opened[number].put(delta)
 
     for kind, number, amount in steps:
         book = books[number]
         match kind:
             case "put":
-                serial += 1
-                delta = Delta(text=chr(ord("a") + serial % 26) * amount, token_ids=(serial,))
-                if not book.is_dropped:
-                    book.text += delta.text
-                    book.tokens.append(serial)
-                opened[number].put(delta)
+                say(number, chr(ord("a") + serial % 26) * amount, FinishReason.STOP if amount == 3 else None)
             case "room":
                 book.room += amount
                 lanes.make_room(number, amount)
@@ -451,6 +454,8 @@ async def _play(rooms: list[int], steps: list[tuple[str, int, int]]) -> None:
             case _:
                 note(await next_message(lanes) or [])
     for number, book in enumerate(books):
+        say(number, "!", FinishReason.LENGTH)
+        opened[number].put(END)
         book.room += 1000
         lanes.make_room(number, 1000)
     while events := await next_message(lanes):
@@ -458,3 +463,7 @@ async def _play(rooms: list[int], steps: list[tuple[str, int, int]]) -> None:
     for book in books:
         if not book.is_dropped:
             assert (book.taken_text, book.taken_tokens) == (book.text, book.tokens)
+            assert book.taken_ends == book.ends
+            assert book.taken_ends[-1] == len(book.text)
+            assert book.is_over
+    assert [*lanes] == []

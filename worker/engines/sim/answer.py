@@ -48,8 +48,7 @@ def draw_answer(key: bytes, choice: int, length: int, limited: bool, stop: Seque
 
     `limited` says that the length is the client's limit, not the answer's natural end.
     """
-    drawn = hashlib.shake_128(key + choice.to_bytes(4, "little"), usedforsecurity=False)
-    tokens = drawn.digest(length).translate(_BYTE_TO_TOKEN)
+    tokens = hashlib.shake_128(key + choice.to_bytes(4, "little")).digest(length).translate(_BYTE_TO_TOKEN)
     if stop:
         text = "".join(map(_TEXTS.__getitem__, tokens))
         cut, end = _first_stop(text, stop)

@@ -1,0 +1,173 @@
+"""Connections that nobody uses: closed when their time is over, and looked for only while there are any."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from gateway.config import GatewayConfig
+from gateway.exchange import Exchanges
+from gateway.express import IDLE_S, Connection, Server
+from gateway.fleet import Fleet
+from gateway.metrics import GatewayMetrics
+from tests.fakes import ManualClock
+from tests.unit.gateway.test_express import Asked, FakeTransport, request
+
+
+class Timer:
+    """A timer of the event loop."""
+
+    is_cancelled = False
+
+    def __init__(self, at: float, callback: Callable[[], None]) -> None:
+        self.at = at
+        self.callback = callback
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class FakeLoop:
+    """An event loop's time, which passes when a test says so; its turns are those of the real one."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.timers: list[Timer] = []
+        self.call_soon = asyncio.get_running_loop().call_soon
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(self.now + seconds, callback)
+        self.timers.append(timer)
+        return timer
+
+    def elapse(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [timer for timer in self.timers if timer.at <= end]:
+            timer = min(due, key=lambda timer: timer.at)
+            self.timers.remove(timer)
+            self.now = max(self.now, timer.at)
+            if not timer.is_cancelled:
+                timer.callback()
+        self.now = end
+
+
+class Fixed(FakeTransport, asyncio.Transport):
+    """A connection that tells its protocol when it was closed, as asyncio does."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def close(self) -> None:
+        if not self.is_closed:
+            super().close()
+            self._connection.connection_lost(None)
+
+    def abort(self) -> None:
+        self.close()
+
+
+class Scene:
+    """A server on a time of its own."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        start: Any = self._start
+        exchanges = Exchanges(GatewayConfig(), start, Fleet(lambda alive: None), GatewayMetrics(), ManualClock())
+        self.server = Server(None, exchanges, Random(1))
+        self.loop = FakeLoop()
+        loop: Any = self.loop
+        self.server.loop = loop
+
+    def connect(self) -> tuple[Connection, Fixed]:
+        connection = Connection(self.server)
+        transport = Fixed(connection)
+        connection.connection_made(transport)
+        return connection, transport
+
+    def _start(self, facts: Any, request: Any, take: Any, done: Any, observe: Any) -> Asked:
+        self.asked.append(Asked(request.request_id, take, done))
+        return self.asked[-1]
+
+
+async def test_a_connection_without_a_request_is_closed_when_its_time_is_over_and_not_before() -> None:
+    scene = Scene()
+    _, transport = scene.connect()
+    scene.loop.elapse(IDLE_S)
+    assert not transport.is_closed
+    scene.loop.elapse(IDLE_S / 5 + 1)
+    assert transport.is_closed
+
+
+async def test_the_time_counts_from_the_last_answer() -> None:
+    scene = Scene()
+    connection, transport = scene.connect()
+    for _ in range(3):
+        scene.loop.elapse(IDLE_S - 1)
+        connection.data_received(request("a"))
+        scene.asked[-1].answer()
+    scene.loop.elapse(IDLE_S - 1)
+    assert not transport.is_closed
+    scene.loop.elapse(IDLE_S / 5 + 2)
+    assert transport.is_closed
+
+
+async def test_a_connection_with_a_request_is_left_alone_however_long_it_takes() -> None:
+    scene = Scene()
+    connection, transport = scene.connect()
+    connection.data_received(request("a"))
+    scene.loop.elapse(100 * IDLE_S)
+    assert not transport.is_closed
+    scene.asked[0].answer()
+    scene.loop.elapse(IDLE_S - 1)
+    assert not transport.is_closed
+    scene.loop.elapse(IDLE_S)
+    assert transport.is_closed
+
+
+async def test_a_connection_whose_body_is_on_its_way_is_not_idle() -> None:
+    scene = Scene()
+    connection, transport = scene.connect()
+    connection.data_received(request("a")[:-10])
+    scene.loop.elapse(2 * IDLE_S)
+    assert not transport.is_closed
+
+
+async def test_nobody_looks_while_there_are_no_connections_and_again_when_there_are() -> None:
+    scene = Scene()
+    for _ in range(3):
+        _, transport = scene.connect()
+        scene.loop.elapse(3 * IDLE_S)
+        assert transport.is_closed
+        assert scene.loop.timers == []
+
+
+async def test_many_connections_share_one_look() -> None:
+    scene = Scene()
+    transports = [scene.connect()[1] for _ in range(100)]
+    assert len(scene.loop.timers) == 1
+    scene.loop.elapse(IDLE_S / 2)
+    assert len(scene.loop.timers) == 1
+    late = scene.connect()[1]
+    scene.loop.elapse(IDLE_S * 0.75)
+    assert all(transport.is_closed for transport in transports)
+    assert not late.is_closed
+
+
+async def test_nobody_looks_any_more_when_the_server_stops() -> None:
+    scene = Scene()
+    _, transport = scene.connect()
+    connection, busy = scene.connect()
+    connection.data_received(request("a"))
+    scene.server.pre_shutdown()
+    assert transport.is_closed
+    assert not busy.is_closed
+    assert all(timer.is_cancelled for timer in scene.loop.timers)
+    scene.asked[0].answer()
+    assert busy.is_closed
+    assert b"Connection: close\r\n" in busy.written

@@ -1,0 +1,235 @@
+"""Questions to the scheduler that nobody waits for any more: silent from then on, and nothing stays booked for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from lbcore.api.v1 import routing_pb2
+from lbcore.errors import DeadlineExceeded, LoadBalancerError, NoReadyWorker
+from lbcore.generation import Dialect, Event, Failed, GenerationRequest
+from lbcore.types import Route, RouteFacts
+from lbcore.wire.clients import Call, Question, RoutingClient
+from tests.fakes import Signal, settle
+from tests.fleet import MODEL, spec
+from tests.wire.conftest import SchedulerHost, Wire, WorkerHost
+
+FACTS = RouteFacts("r", MODEL, prompt_bytes=4000)
+
+
+class Asker:
+    """Asks, and notes what it hears."""
+
+    def __init__(self, client: RoutingClient, timeout_s: float | None = None) -> None:
+        self.heard: list[Route | LoadBalancerError] = []
+        self.happened = Signal()
+        self.on_answer: Callable[[], None] = lambda: None
+        self.question: Question = client.ask(FACTS, self._hear, (), timeout_s)
+
+    def _hear(self, answer: Route | LoadBalancerError) -> None:
+        self.heard.append(answer)
+        self.on_answer()
+        self.happened.tell()
+
+    async def answer(self) -> Route | LoadBalancerError:
+        await self.happened.until(lambda: self.heard)
+        [answer] = self.heard
+        return answer
+
+
+class Gate:
+    """Keeps answers of the scheduler back until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kept: list[Callable[[], None]] = []
+        self.happened = Signal()
+        deliver = RoutingClient._deliver
+
+        def keep(client: RoutingClient, message: routing_pb2.RouteStreamResponse) -> None:
+            self.kept.append(lambda: deliver(client, message))
+            self.happened.tell()
+
+        monkeypatch.setattr(RoutingClient, "_deliver", keep)
+
+    async def full(self) -> None:
+        await self.happened.until(lambda: self.kept)
+
+    def open(self) -> None:
+        kept, self.kept = self.kept, []
+        for deliver in kept:
+            deliver()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+async def emptied(scheduler: SchedulerHost) -> None:
+    """Returns once nothing is booked."""
+    await scheduler.state.happened.until(lambda: scheduler.credit() == (0, 0))
+
+
+async def test_a_question_cancelled_before_it_has_left_is_not_answered_and_its_ticket_given_back(
+    wire: Wire, scheduler: SchedulerHost
+) -> None:
+    scheduler.join(spec())
+    asker = Asker(wire.routing_client(scheduler))
+    asker.question.cancel()
+    await scheduler.state.happened.until(lambda: scheduler.state.pool.snapshot(MODEL, 0).pick_count == 1)
+    await emptied(scheduler)
+    await settle()
+    assert asker.heard == []
+
+
+async def test_a_question_cancelled_while_its_answer_is_on_its_way_gives_its_ticket_back(
+    wire: Wire, scheduler: SchedulerHost, gate: Gate
+) -> None:
+    scheduler.join(spec())
+    asker = Asker(wire.routing_client(scheduler))
+    await gate.full()
+    assert scheduler.credit()[0] == 1
+    asker.question.cancel()
+    gate.open()
+    await emptied(scheduler)
+    assert asker.heard == []
+
+
+async def test_a_question_may_be_cancelled_twice_and_after_its_answer(wire: Wire, scheduler: SchedulerHost) -> None:
+    scheduler.join(spec())
+    client = wire.routing_client(scheduler)
+    asker = Asker(client, timeout_s=60.0)
+    route = await asker.answer()
+    asker.question.cancel()
+    asker.question.cancel()
+    assert isinstance(route, Route)
+    # Who heard of the ticket gives it back.
+    assert scheduler.credit()[0] == 1
+    client.release(route.ticket)
+    await emptied(scheduler)
+
+
+async def test_a_question_cancelled_in_time_does_not_expire(wire: Wire, scheduler: SchedulerHost, gate: Gate) -> None:
+    scheduler.join(spec())
+    client = wire.routing_client(scheduler)
+    asker, other = Asker(client, timeout_s=0.02), Asker(client, timeout_s=0.04)
+    asker.question.cancel()
+    assert isinstance(await other.answer(), DeadlineExceeded)
+    assert asker.heard == []
+    await gate.full()
+    gate.open()
+    await emptied(scheduler)
+
+
+async def test_a_question_that_expires_is_told_so_once_and_its_ticket_given_back(
+    wire: Wire, scheduler: SchedulerHost, gate: Gate
+) -> None:
+    scheduler.join(spec())
+    asker = Asker(wire.routing_client(scheduler), timeout_s=0.01)
+    assert isinstance(await asker.answer(), DeadlineExceeded)
+    await gate.full()
+    asker.question.cancel()
+    gate.open()
+    await emptied(scheduler)
+    assert len(asker.heard) == 1
+
+
+async def test_an_answer_in_time_calls_the_deadline_off(wire: Wire, scheduler: SchedulerHost) -> None:
+    scheduler.join(spec())
+    client = wire.routing_client(scheduler)
+    asker = Asker(client, timeout_s=0.5)
+    assert isinstance(await asker.answer(), Route)
+    assert not client._deadlines._timers
+
+
+async def test_an_answer_that_cancels_the_next_in_its_message_has_that_one_s_ticket_given_back(
+    wire: Wire, scheduler: SchedulerHost
+) -> None:
+    scheduler.join(spec())
+    client = wire.routing_client(scheduler)
+    first, second = Asker(client), Asker(client)
+    first.on_answer = second.question.cancel
+    route = await first.answer()
+    assert isinstance(route, Route)
+    await scheduler.state.happened.until(lambda: scheduler.credit()[0] == 1)
+    assert second.heard == []
+    client.release(route.ticket)
+    await emptied(scheduler)
+
+
+async def test_a_deadline_that_cancels_another_silences_it(wire: Wire, scheduler: SchedulerHost, gate: Gate) -> None:
+    scheduler.join(spec())
+    client = wire.routing_client(scheduler)
+    first, second = Asker(client, timeout_s=0.01), Asker(client, timeout_s=0.01)
+    first.on_answer = second.question.cancel
+    assert isinstance(await first.answer(), DeadlineExceeded)
+    await gate.full()
+    gate.open()
+    await emptied(scheduler)
+    assert second.heard == []
+
+
+async def test_a_question_that_is_cancelled_as_others_are_lost_hears_nothing(
+    wire: Wire, scheduler: SchedulerHost, gate: Gate
+) -> None:
+    scheduler.join(spec())
+    client = wire.routing_client(scheduler)
+    first, second, third = Asker(client), Asker(client), Asker(client)
+    first.on_answer = second.question.cancel
+    await gate.full()
+    await scheduler.stop()
+    for asker in (first, third):
+        assert isinstance(await asker.answer(), NoReadyWorker)
+    assert second.heard == []
+
+
+async def test_who_asks_again_when_the_scheduler_is_lost_is_answered_by_the_next(
+    wire: Wire, scheduler: SchedulerHost
+) -> None:
+    client = wire.routing_client(scheduler)
+    await scheduler.stop()
+    again: list[Asker] = []
+    first = Asker(client)
+    first.on_answer = lambda: again.append(Asker(client))
+    assert isinstance(await first.answer(), NoReadyWorker)
+    assert isinstance(await again[0].answer(), NoReadyWorker)
+    assert len(first.heard) == 1
+
+
+async def test_a_closed_client_refuses_a_question_unless_it_is_cancelled_before(scheduler: SchedulerHost) -> None:
+    client = RoutingClient(scheduler.address)
+    await client.close()
+    asker, cancelled = Asker(client, timeout_s=60.0), Asker(client)
+    assert asker.heard == []
+    cancelled.question.cancel()
+    assert isinstance(await asker.answer(), NoReadyWorker)
+    await settle()
+    assert cancelled.heard == []
+
+
+async def test_a_call_that_is_cancelled_as_others_are_lost_hears_nothing(wire: Wire, worker: WorkerHost) -> None:
+    client = wire.generation_client(worker)
+    heard: dict[int, list[Event]] = {0: [], 1: [], 2: []}
+    calls: list[Call] = []
+    over = asyncio.Event()
+
+    def take(number: int) -> Callable[[list[Event], object], None]:
+        def hear(events: list[Event], flow: object) -> None:
+            heard[number] += events
+            if number == 0:
+                calls[1].cancel()
+            if number == 2:
+                over.set()
+
+        return hear
+
+    calls += [client.begin(GenerationRequest(f"r{number}", Dialect.CHAT, b"{}"), take(number)) for number in range(3)]
+    for _ in calls:
+        await worker.engine.next()
+    await worker.stop()
+    async with asyncio.timeout(10):
+        await over.wait()
+    assert [type(event) for event in (*heard[0], *heard[2])] == [Failed, Failed]
+    assert heard[1] == []
