@@ -97,10 +97,10 @@ def _plain(load: Plain, factor: float = 1.0) -> Measure:
 def _streams(load: Streams) -> Measure:
     async def measure(running: Running, settings: Settings) -> Figures:
         warm = replace(load, seconds=settings.warm_up_s, run=settings.unit())
-        await streams.run(running.url, warm)
+        await streams.run((running.url, *running.more_urls), warm)
         timed = replace(load, seconds=settings.seconds, run=settings.unit())
         with meter(running).spent() as spent:
-            figures = await streams.run(running.url, timed)
+            figures = await streams.run((running.url, *running.more_urls), timed)
         cpu = per("us_per_request", figures["requests"], spent.cpu_s, 1e6)
         if not load.whole:
             cpu |= per("ms_per_1000_tokens", figures["tokens"], spent.cpu_s, 1e6)
@@ -147,6 +147,7 @@ SCENARIOS = (
     Scenario("plain-64", "whole answers, 64 connections", _plain(Plain(64, 0))),
     # What is under way when wrk ends is no answer, yet has cost CPU: twice the time halves its share.
     Scenario("plain-512", "whole answers, 512 connections", _plain(Plain(512, 0), 2)),
+    Scenario("whole-100", "whole answers of 100 tokens, 64 connections", _plain(Plain(64, 0, max_tokens=100))),
     Scenario("prompts-200k", "prompts of 200 KB, 16 connections", _plain(Plain(16, 0, characters=LONG_CHARACTERS))),
     Scenario("streams-64", "streams of 100 tokens, unpaced, 64 at once", _streams(Streams(64))),
     Scenario("ttft-1", "time to first token, 1 stream at once", _streams(Streams(1, tokens=4))),

@@ -20,8 +20,9 @@ import selectors
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -120,12 +121,12 @@ class Connection(asyncio.Protocol):
 class Client:
     """Asks, counts and ends."""
 
-    def __init__(self, url: str, load: Streams) -> None:
+    def __init__(self, urls: Sequence[str], load: Streams) -> None:
         self.load = load
-        self.template: Template = template(url, load.run, load.tokens, stream=not load.whole)
+        self.template: Template = template(urls[0], load.run, load.tokens, stream=not load.whole)
         self.ttft_ns: list[int] = []
         self.delays_ns: list[int] = []
-        self._address = (urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80)
+        self._addresses = cycle((urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80) for url in urls)
         self._loop = asyncio.get_running_loop()
         self._durations_ns: list[int] = []
         self._late_ns: list[int] = []
@@ -206,7 +207,7 @@ class Client:
             self._next(connection)
 
     async def _connect(self) -> Connection:
-        _, connection = await self._loop.create_connection(lambda: Connection(self), *self._address)
+        _, connection = await self._loop.create_connection(lambda: Connection(self), *next(self._addresses))
         return connection
 
     def _next(self, connection: Connection) -> None:
@@ -277,12 +278,12 @@ class Client:
         return figures
 
 
-async def run(url: str, load: Streams, within_s: float = 60) -> dict[str, Any]:
+async def run(urls: Sequence[str], load: Streams, within_s: float = 60) -> dict[str, Any]:
     """Runs the client as a child process. Raises RuntimeError when it gives no figures."""
     words = [f"--{field.name}={getattr(load, field.name)}" for field in fields(load) if field.type != "bool"]
     words += [f"--{field.name}" for field in fields(load) if field.type == "bool" and getattr(load, field.name)]
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.dataplane.streams", url, *words),
+        *(sys.executable, "-m", "bench.dataplane.streams", *urls, *words),
         cwd=Path(__file__).parents[2],
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -314,17 +315,17 @@ def _new_loop(rate: float) -> asyncio.AbstractEventLoop:
 def main() -> None:
     """Reads the command, runs, prints."""
     parser = argparse.ArgumentParser(description="A client for streams; one line of JSON.")
-    parser.add_argument("url")
+    parser.add_argument("urls", nargs="+")
     for field in fields(Streams):
         if field.type == "bool":
             parser.add_argument(f"--{field.name}", action="store_true")
         else:
             parser.add_argument(f"--{field.name}", default=field.default, type=type(field.default))
     options = vars(parser.parse_args())
-    url, load = options.pop("url"), Streams(**options)
+    urls, load = options.pop("urls"), Streams(**options)
 
     async def whole() -> dict[str, Any]:
-        return await Client(url, load).run()
+        return await Client(urls, load).run()
 
     gc.freeze()
     gc.disable()

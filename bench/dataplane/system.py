@@ -31,11 +31,13 @@ class Running:
     url: str
     """Base URL without /v1: POST {url}/v1/chat/completions works when this exists."""
     layer: Mapping[str, tuple[int, ...]]
-    """Process ids of the layer itself, by what they are: {"gateway": (..,), "scheduler": (..,)} or {"router": (..,)}."""
+    """Process ids of the layer itself, by what they are: gateway and scheduler, or router, or the program's name."""
     workers: tuple[int, ...]
     """Process ids of the simulated workers."""
     flags: str
     """The commands of the layer, as one would type them, without paths and ports."""
+    more_urls: tuple[str, ...] = ()
+    """Where else the same can be asked: clients of streams spread over all."""
 
 
 Start = Callable[[Fleet], AbstractAsyncContextManager[Running]]

@@ -21,7 +21,13 @@ class Table:
     has_ratios: bool = True
 
 
-_PLAIN = (("1 connection", "plain-1"), ("8", "plain-8"), ("64", "plain-64"), ("512", "plain-512"))
+_PLAIN = (
+    ("1 connection", "plain-1"),
+    ("8", "plain-8"),
+    ("64", "plain-64"),
+    ("512", "plain-512"),
+    ("64, 100 tokens", "whole-100"),
+)
 _PROMPTS = ("200 KB prompts", "prompts-200k")
 _TOKENS = (("unpaced, 64 streams", "streams-64"), ("5 ms, 64 streams", "paced-64"), ("5 ms, 256 streams", "paced-256"))
 _MS = "ms"
@@ -34,7 +40,7 @@ _NOISE = {
 TABLES = (
     Table(
         "CPU of the layer per request",
-        "Whole answers of 16 tokens to distinct prompts of 300 characters; all processes of the layer, no workers.",
+        "Whole answers of one token to distinct prompts of 300 characters; all processes of the layer, no workers.",
         "µs",
         [(head, Figure(name, "cpu_us_per_request_layer")) for head, name in (*_PLAIN, _PROMPTS)],
     ),
@@ -61,6 +67,12 @@ TABLES = (
         "As many as the machine gives when client, layer and workers share its cores.",
         "/s",
         [(head, Figure(name, "requests_per_s")) for head, name in (*_PLAIN, _PROMPTS)],
+    ),
+    Table(
+        "Tokens per second",
+        "Unpaced streams of 100 tokens, when client, layer and workers share the cores.",
+        "/s",
+        [("64 streams", Figure("streams-64", "tokens_per_s"))],
     ),
     Table(
         "Added delay of a token",

@@ -1,10 +1,9 @@
-"""No layer: the client asks one simulated worker. What the others add is measured against this."""
+"""No layer: the client asks the simulated workers. What the others add is measured against this."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from bench.dataplane.system import Fleet, Running, Start, System
@@ -23,9 +22,11 @@ def _start(folder: Path) -> Start:
     @asynccontextmanager
     async def start(fleet: Fleet) -> AsyncIterator[Running]:
         async with running(folder / "direct") as processes:
-            (worker,) = await start_workers(processes, replace(fleet, workers=1))
-            await processes.serving(worker.url)
-            yield Running(worker.url, {}, (worker.pid,), "")
+            first, *others = workers = await start_workers(processes, fleet)
+            for worker in workers:
+                await processes.serving(worker.url)
+            pids = tuple(worker.pid for worker in workers)
+            yield Running(first.url, {}, pids, "", tuple(worker.url for worker in others))
 
     return start
 

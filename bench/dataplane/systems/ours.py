@@ -19,6 +19,8 @@ _FREE_PROMPTS = (
     "1000000",
     "--sim-kv-blocks",
     "1000000",
+    "--sim-block-size",
+    "4096",
     "--max-queued-requests",
     "100000",
 )
