@@ -109,6 +109,7 @@ class Connection(asyncio.Protocol):
         self._is_reading = True
         self._go_on: Callable[[], None] | None = None
         self._is_full = False
+        self._is_held = False
         self.transport: asyncio.Transport
         self.keeps_alive = True
         self.idle_since: float | None = None
@@ -128,16 +129,13 @@ class Connection(asyncio.Protocol):
             exchange.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._exchange is not None or self._waiting:
-            self._waiting += data
-            if len(self._waiting) > MAX_WAITING_BYTES and self._is_reading:
-                self._is_reading = False
-                self.transport.pause_reading()
-        elif self._head is not None:
+        if self._head is not None:
             self._body.append(data)
             self._missing -= len(data)
             if self._missing <= 0:
                 self._take(self._head, b"".join(self._body))
+        elif self._exchange is not None or self._waiting or self._is_held:
+            self._wait(data)
         else:
             self._read(data)
 
@@ -163,16 +161,22 @@ class Connection(asyncio.Protocol):
         if self._exchange is None and self._head is None:
             self.transport.close()
 
+    def _wait(self, data: bytes) -> None:
+        self._waiting += data
+        if len(self._waiting) > MAX_WAITING_BYTES and self._is_reading:
+            self._is_reading = False
+            self.transport.pause_reading()
+
     def _read(self, data: bytes) -> None:
         head = read_head(data)
         if head is None or head.length > self._server.max_body_bytes:
             self._hand_over(data)
             return
-        self.idle_since = None
         if len(data) - head.size < head.length:
             self._head = head
             self._body = [data[head.size :]]
             self._missing = head.length - (len(data) - head.size)
+            self.idle_since = None
             return
         self._take(head, data[head.size :])
 
@@ -180,13 +184,14 @@ class Connection(asyncio.Protocol):
         """Begins with a request; what comes behind its body is the next one's."""
         self._head = None
         self._body = []
-        if len(data) > head.length:
-            self._waiting = data[head.length :]
-            data = data[: head.length]
+        self.idle_since = None
         server = self._server
         request_id = head.request_id or new_request_id(server.rng)
         exchange = Exchange(server.exchanges, self, head.dialect, request_id, head.session_id, self._over)
         self._exchange = exchange
+        if len(data) > head.length:
+            self._wait(data[head.length :])
+            data = data[: head.length]
         exchange.begin(data)
 
     def _over(self) -> None:
@@ -198,19 +203,23 @@ class Connection(asyncio.Protocol):
             self.transport.close()
             return
         self.idle_since = self._server.loop.time()
+        if self._is_full:
+            # A client that asks on and on without reading would have all its answers stored here.
+            self._is_held = True
+            self._go_on = self._next
+        elif self._waiting:
+            self._server.loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self._is_held = False
+        if self._exchange is not None or self.transport.is_closing():
+            return
         if not self._is_reading:
             self._is_reading = True
             self.transport.resume_reading()
         if self._waiting:
-            self._server.loop.call_soon(self._next)
-
-    def _next(self) -> None:
-        if self._exchange is None and self._waiting and not self.transport.is_closing():
             data, self._waiting = self._waiting, b""
-            if self._head is None:
-                self._read(data)
-            else:
-                self.data_received(data)
+            self._read(data)
 
     def _hand_over(self, data: bytes) -> None:
         self._server.left(self)
@@ -286,6 +295,10 @@ class Server(web.Server):
         limit = self.loop.time() - IDLE_S
         for connection in [*self._here]:
             if connection.idle_since is not None and connection.idle_since < limit:
-                connection.transport.close()
+                if connection.transport.get_write_buffer_size():
+                    # It has not read its last answer for all that time, and will not.
+                    connection.transport.abort()
+                else:
+                    connection.transport.close()
         if self._here:
             self._sweep = self.loop.call_later(IDLE_S / 5, self._close_idle)

@@ -11,7 +11,14 @@ import grpc
 
 from lbcore.api.v1 import generation_pb2, generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 from lbcore.deadlines import Deadlines
-from lbcore.errors import BodyTooLarge, DeadlineExceeded, LoadBalancerError, NoReadyWorker, WorkerUnreachable
+from lbcore.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    InvalidRequest,
+    LoadBalancerError,
+    NoReadyWorker,
+    WorkerUnreachable,
+)
 from lbcore.flow import ROOM, Take
 from lbcore.generation import Event, Failed, Finished, GenerationRequest
 from lbcore.types import NO_TICKET, Epoch, Route, RouteFacts, Target, Ticket, WorkerId, WorkerStatus
@@ -77,6 +84,12 @@ class Question:
         """Nobody waits for the answer any more: what is booked with it will be given back. Harmless once it came."""
         self.is_cancelled = True
         self._client.forget(self)
+
+    def refuse(self, error: Exception) -> None:
+        """No message can carry it. The others that would have travelled with it have no part in that."""
+        self._client.forget(self)
+        refusal = InvalidRequest(f"The request cannot be sent: {error}.")
+        asyncio.get_running_loop().call_soon(self.answered, refusal)
 
     def expire(self) -> None:
         """Its time is over: the answer is DeadlineExceeded."""
@@ -179,7 +192,11 @@ def _route_batch(items: list[Question | Ticket]) -> routing_pb2.RouteStreamReque
             # Filled in where it stands: a message that is made elsewhere is copied into the one that holds it.
             call = add()
             call.call_id = item.call_id
-            write_facts(item.facts, item.abandoned, item.timeout_s, call.request)
+            try:
+                write_facts(item.facts, item.abandoned, item.timeout_s, call.request)
+            except (TypeError, ValueError) as error:
+                del batch.calls[-1]
+                item.refuse(error)
         else:
             batch.abandoned_tickets.append(item)
     return batch
@@ -250,6 +267,12 @@ class Call:
             self._taken = 0
         self.take(events, self)
 
+    def refuse(self, error: Exception) -> None:
+        """No message can carry it. The others that would have travelled with it have no part in that."""
+        self._client.forget(self)
+        self.put(Failed(InvalidRequest(f"The request cannot be sent: {error}.")))
+        asyncio.get_running_loop().call_soon(self.resume)
+
     def expire(self) -> None:
         """Its time is over: ends in DeadlineExceeded. One whose end is only kept back is kept back no longer."""
         if self._client.cancel(self):
@@ -298,6 +321,11 @@ class GenerationClient:
         if self._mux.is_open:
             self._mux.send(_Cancelled(call.call_id))
         return True
+
+    def forget(self, call: Call) -> None:
+        """Of a call that the worker has not heard of."""
+        self._deadlines.drop(call)
+        self._calls.pop(call.call_id, None)
 
     def make_room(self, call: Call, events: int) -> None:
         """Tells the worker that so many events of a call were taken, unless it has ended."""
@@ -352,7 +380,11 @@ def _generate_batch(items: list[Call | _Cancelled | _Room]) -> generation_pb2.Ge
                 call.without_token_ids = True
             if item.request.is_whole:
                 call.whole = True
-            write_generation(item.request, call.request)
+            try:
+                write_generation(item.request, call.request)
+            except (TypeError, ValueError) as error:
+                del batch.calls[-1]
+                item.refuse(error)
         elif isinstance(item, _Room):
             batch.rooms.add(call_id=item.call_id, event_count=item.events)
         else:
