@@ -1,4 +1,4 @@
-"""The gateway process: OpenAI HTTP in front, gRPC behind. Pure rooms check and render; `handlers` is the shell."""
+"""The gateway process: OpenAI HTTP in front, gRPC behind. Pure rooms check and render; `exchange` is the shell."""
 
 from lbcore.grpc_threads import poll_in_one_thread
 

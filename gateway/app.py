@@ -1,4 +1,4 @@
-"""The gateway process: an aiohttp application over one routing client and the workers' streams."""
+"""The gateway process: a server over one routing client and the workers' streams."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ MIN_PAUSE_MS = 10.0
 PAUSE_MS_PER_WORKER = 0.5
 MAX_PAUSE_MS = 200.0
 """Between two reports of one worker. Credit keeps load exact between reports, so that they need not be many: with half
-a millisecond for each worker a fleet of any size sends at most two thousand in a second."""
+a millisecond for each worker four hundred of them send two thousand in a second, and a thousand at most five."""
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):

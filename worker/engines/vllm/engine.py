@@ -142,6 +142,11 @@ class VllmEngine:
         await asyncio.gather(*(call.task for call in calls), return_exceptions=True)
         engine, self._engine, self._serving = self._engine, None, None
         if engine is not None:
+            # It would take the end of the core for its death, and say so.
+            handler = getattr(engine, "output_handler", None)
+            if handler is not None:
+                handler.cancel()
+                await asyncio.gather(handler, return_exceptions=True)
             await asyncio.to_thread(engine.shutdown, CLOSE_TIMEOUT_S)
 
     def _launch(self, arguments: Any) -> Any:
