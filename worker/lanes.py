@@ -46,6 +46,7 @@ class Lane:
         "_waiting_bytes",
         "call_id",
         "is_gone",
+        "left",
         "room",
         "stop",
         "with_token_ids",
@@ -64,6 +65,8 @@ class Lane:
         """Events that the caller can take."""
         self.is_gone = False
         """Whether its end has left or it was dropped: nothing leaves any more."""
+        self.left: Callable[[Lane], None] = _nobody_waits
+        """Called when the lane is gone."""
         self.stop: Callable[[LoadBalancerError], None] = _nothing_to_stop
         """Ends the request in an error; called when more waits here than may."""
 
@@ -165,6 +168,7 @@ class Lanes:
         lane = self._lanes.pop(call_id, None)
         if lane is not None:
             lane.is_gone = True
+            lane.left(lane)
             if self._queue:
                 self._queue.pop(lane, None)
             if self._half_closed:
@@ -244,6 +248,10 @@ class Lanes:
     def _close_if_done(self) -> None:
         if not self._lanes:
             self.close()
+
+
+def _nobody_waits(lane: Lane) -> None:
+    """For the end of a lane."""
 
 
 def _nothing_to_stop(error: LoadBalancerError) -> None:

@@ -150,6 +150,8 @@ class Sessions:
         """How many requests ended so far, by the reason of their error; "OK" for those without, or "REFUSED"."""
         self.deadlines = Deadlines()
         self._sessions: dict[str, Session] = {}
+        #: Ways out of accepted requests, some of which the engine has answered and the caller has not read.
+        self._lanes: set[Lane] = set()
         self._serial = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -162,7 +164,7 @@ class Sessions:
     def begin(self, request: GenerationRequest, lane: Lane) -> None:
         """Hands a request to the engine; its events leave through the lane. A refusal is a Failed there at once."""
         error = self.refusal
-        if error is None and len(self._sessions) >= self.capacity:
+        if error is None and max(len(self._sessions), len(self._lanes)) >= self.capacity:
             error = Saturated("The worker's queue is full.")
         if error is not None:
             self.refused(request.ticket)
@@ -174,8 +176,9 @@ class Sessions:
         counts = self.load.accepted(key, request.ticket, len(request.body))
         session = Session(self, key, request.request_id, counts, lane.put)
         lane.stop = session.stop
-        if not self._sessions:
-            self._idle.clear()
+        lane.left = self._left
+        self._idle.clear()
+        self._lanes.add(lane)
         self._sessions[key] = session
         self.changed()
         try:
@@ -201,7 +204,14 @@ class Sessions:
         del self._sessions[session.key]
         self.load.finished(session.key)
         self.changed()
-        if not self._sessions:
+        self._rest_if_idle()
+
+    def _left(self, lane: Lane) -> None:
+        self._lanes.discard(lane)
+        self._rest_if_idle()
+
+    def _rest_if_idle(self) -> None:
+        if not self._sessions and not self._lanes:
             self._idle.set()
 
     def abort(self, request_id: str) -> bool:
@@ -217,7 +227,7 @@ class Sessions:
             session.stop(error)
 
     async def idle(self) -> None:
-        """Returns once no request is left."""
+        """Returns once no request is left, and no answer that its caller has yet to read."""
         await self._idle.wait()
 
 
@@ -256,6 +266,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                         return
                 lanes.make_room(0, len(events))
         finally:
+            lanes.drop(0)
             lane.stop(Cancelled("The caller went away."))
 
     async def GenerateStream(  # noqa: N802
@@ -305,6 +316,7 @@ class _Stream:
     def stop(self) -> None:
         """The stream is over, and nobody hears of its calls any more."""
         for lane in self.lanes:
+            self.lanes.drop(lane.call_id)
             lane.stop(Cancelled("The caller went away."))
 
     def _begin(self, message: generation_pb2.GenerateCall) -> None:
