@@ -172,31 +172,34 @@ class _Output:
 
     def soon(self, line: bytes) -> None:
         """Writes a line at the end of this turn of the event loop; at once where there is none."""
-        if not self._soon:
+        with self._lock:
+            self._soon.append(line)
+            is_first = len(self._soon) == 1
+        if is_first:
             try:
                 asyncio.get_running_loop().call_soon(self._write_soon)
             except RuntimeError:
-                self.msg(line)
-                return
-        self._soon.append(line)
+                self._write_soon()
 
     def _write_soon(self) -> None:
-        if self._soon:
-            last = self._soon.pop()
-            self.msg(last)
+        with self._lock:
+            soon, self._soon = self._soon, []
+            if soon:
+                self._write(b"\n".join(soon))
 
     def msg(self, line: bytes) -> None:
         with self._lock:
-            if self._soon:
-                line = b"\n".join((*self._soon, line))
-                self._soon.clear()
-            if self._stream is None:
-                return
-            try:
-                self._stream.write(line + b"\n")
-                self._stream.flush()
-            except (OSError, ValueError):
-                self._give_up(self._stream)
+            soon, self._soon = self._soon, []
+            self._write(b"\n".join((*soon, line)))
+
+    def _write(self, lines: bytes) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(lines + b"\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up(self._stream)
 
     debug = info = warning = error = critical = msg
 

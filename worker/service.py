@@ -189,7 +189,7 @@ class Sessions:
             log.exception("engine_refused", request_id=request.request_id)
             session.take(Failed(EngineFailed("The engine could not take the request.")))
             return
-        if request.timeout_s is not None:
+        if request.timeout_s is not None and key in self._sessions:
             session.stop_after(request.timeout_s)
 
     def refused(self, ticket: Ticket) -> None:
