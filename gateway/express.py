@@ -22,7 +22,7 @@ from lbcore.generation import Dialect
 
 MAX_HEAD_BYTES = 16 * 1024
 MAX_WAITING_BYTES = 256 * 1024
-"""Of requests that a client sent before it had the answer to its last; beyond, its connection is not read for a while."""
+"""Of requests that a client sent before it had the answer to its last; beyond, it is not read for a while."""
 
 IDLE_S = 75.0
 """A connection without a request is closed after this long."""
