@@ -101,7 +101,8 @@ class Exchange:
         self._session_id = session_id
         self._over = over
         self.request_id = request_id
-        self._arrived = shared.clock.now()
+        #: When its body was complete: what a client takes to send it is the client's own time.
+        self._arrived: float | None = None
         self._model = ""
         self._first_token: float | None = None
         self._usage: Finished | None = None
@@ -114,6 +115,7 @@ class Exchange:
 
     def begin(self, body: bytes) -> None:
         """Takes the body, and answers it in its own time. Whatever is wrong with it is answered at once."""
+        self._arrived = self._shared.clock.now()
         try:
             self._begin(parse(self._dialect, body))
         except Exception as error:
@@ -288,10 +290,12 @@ class Exchange:
 
     def _account(self, error: Exception | None) -> None:
         shared = self._shared
-        duration_s = shared.clock.now() - self._arrived
+        now = shared.clock.now()
+        arrived = now if self._arrived is None else self._arrived
+        duration_s = now - arrived
         code = 200 if error is None else openai_error(error).status
         model = self._model if shared.fleet.serves(self._model) else ""
-        ttft_s = None if self._first_token is None else self._first_token - self._arrived
+        ttft_s = None if self._first_token is None else self._first_token - arrived
         usage = self._usage
         shared.metrics.answered(self._dialect.value, model, code, duration_s, ttft_s, usage)
         info_often(

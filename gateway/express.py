@@ -25,7 +25,13 @@ MAX_WAITING_BYTES = 256 * 1024
 """Of requests that a client sent before it had the answer to its last; beyond, it is not read for a while."""
 
 IDLE_S = 75.0
-"""A connection without a request is closed after this long."""
+"""A connection on which its client has sent nothing for so long, neither a request nor more of one, is closed."""
+
+STALLED_S = 5.0
+"""The same for half a request when the server stops: what TCP loses twice arrives after 3 s, as 1 s is doubled."""
+
+LOOKS = 5
+"""Looks for such connections in each of those times: closing is late by a fifth at most."""
 
 _START = re.compile(rb"POST /v1/(chat/completions|completions) HTTP/1\.1\r\n")
 _FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)++")
@@ -112,13 +118,16 @@ class Connection(asyncio.Protocol):
         self._is_held = False
         self.transport: asyncio.Transport
         self.keeps_alive = True
-        self.idle_since: float | None = None
-        """Since when there is no request; None while there is one."""
+        self.quiet_since: float | None = None
+        """Since when the client has sent nothing while it was its turn; None while it waits for an answer, and when
+        the connection is to close."""
+        self.unread_bytes = 0
+        """Of answers, when the server looked last."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        self.idle_since = self._server.loop.time()
+        self.quiet_since = self._server.loop.time()
         self._server.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -134,6 +143,8 @@ class Connection(asyncio.Protocol):
             self._missing -= len(data)
             if self._missing <= 0:
                 self._take(self._head, b"".join(self._body))
+            else:
+                self.quiet_since = self._server.loop.time()
         elif self._exchange is not None or self._waiting or self._is_held:
             self._wait(data)
         else:
@@ -159,6 +170,8 @@ class Connection(asyncio.Protocol):
         """Takes no further request; closes when the present one is answered."""
         self.keeps_alive = False
         if self._exchange is None and self._head is None:
+            # A last answer that is still on its way has the time of the whole server.
+            self.quiet_since = None
             self.transport.close()
 
     def _wait(self, data: bytes) -> None:
@@ -176,7 +189,7 @@ class Connection(asyncio.Protocol):
             self._head = head
             self._body = [data[head.size :]]
             self._missing = head.length - (len(data) - head.size)
-            self.idle_since = None
+            self.quiet_since = self._server.loop.time()
             return
         self._take(head, data[head.size :])
 
@@ -184,7 +197,7 @@ class Connection(asyncio.Protocol):
         """Begins with a request; what comes behind its body is the next one's."""
         self._head = None
         self._body = []
-        self.idle_since = None
+        self.quiet_since = None
         server = self._server
         request_id = head.request_id or new_request_id(server.rng)
         exchange = Exchange(server.exchanges, self, head.dialect, request_id, head.session_id, self._over)
@@ -202,7 +215,7 @@ class Connection(asyncio.Protocol):
         if not self.keeps_alive:
             self.transport.close()
             return
-        self.idle_since = self._server.loop.time()
+        self.quiet_since = self._server.loop.time()
         if self._is_full:
             # A client that asks on and on without reading would have all its answers stored here.
             self._is_held = True
@@ -222,10 +235,10 @@ class Connection(asyncio.Protocol):
             self._read(data)
 
     def _hand_over(self, data: bytes) -> None:
-        self._server.left(self)
         handler = self._server.general()
         self.transport.set_protocol(handler)
         handler.connection_made(self.transport)
+        self._server.left(self)
         if self._is_full:
             # It has not heard that it must not write, and would be told that it may.
             handler.pause_writing()
@@ -242,7 +255,10 @@ class Server(web.Server):
         self.rng = rng
         self.max_body_bytes = exchanges.config.max_body_bytes
         self._here: set[Connection] = set()
+        self._elsewhere: dict[web.RequestHandler, asyncio.Transport] = {}
+        """What aiohttp has, until it is really closed: aiohttp itself forgets it before its last bytes are sent."""
         self._empty = asyncio.Event()
+        self._empty.set()
         self._is_stopping = False
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -261,44 +277,76 @@ class Server(web.Server):
         if self._is_stopping:
             connection.stop()
         elif self._sweep is None:
-            self._sweep = self.loop.call_later(IDLE_S / 5, self._close_idle)
+            self._look_later()
 
     def left(self, connection: Connection) -> None:
         """A connection was closed, or given to aiohttp."""
         self._here.discard(connection)
-        if not self._here:
-            self._empty.set()
+        self._tell_if_empty()
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """A connection was given to aiohttp."""
+        super().connection_made(handler, transport)
+        self._elsewhere[handler] = transport
+        self._empty.clear()
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """A connection that aiohttp had was closed."""
+        super().connection_lost(handler, exc)
+        self._elsewhere.pop(handler, None)
+        self._tell_if_empty()
 
     def pre_shutdown(self) -> None:
         """Closes connections that are idle, and others when what they asked is answered."""
         self._is_stopping = True
-        if self._sweep is not None:
-            self._sweep.cancel()
         for connection in [*self._here]:
             connection.stop()
+        self._look_later()
         super().pre_shutdown()
 
     async def shutdown(self, timeout: float | None = None) -> None:
-        """Waits for running requests, at most so many seconds, and cuts off those that are left."""
+        """Waits until running requests are answered and their answers sent, at most so many seconds, and cuts off those
+        that are left."""
         self.pre_shutdown()
         elsewhere = asyncio.ensure_future(super().shutdown(timeout))
-        if self._here:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._empty.wait()
-        for connection in [*self._here]:
-            connection.transport.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+        for transport in [*(connection.transport for connection in self._here), *self._elsewhere.values()]:
+            transport.abort()
         await elsewhere
+        if self._sweep is not None:
+            self._sweep.cancel()
 
-    def _close_idle(self) -> None:
-        self._sweep = None
-        limit = self.loop.time() - IDLE_S
+    def _tell_if_empty(self) -> None:
+        if not self._here and not self._elsewhere:
+            self._empty.set()
+
+    def _look_later(self) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        if self._here:
+            self._sweep = self.loop.call_later(self._patience_s() / LOOKS, self._close_quiet)
+
+    def _patience_s(self) -> float:
+        return STALLED_S if self._is_stopping else IDLE_S
+
+    def _close_quiet(self) -> None:
+        now = self.loop.time()
+        limit = now - self._patience_s()
         for connection in [*self._here]:
-            if connection.idle_since is not None and connection.idle_since < limit:
-                if connection.transport.get_write_buffer_size():
+            if connection.quiet_since is None:
+                continue
+            unread_bytes = connection.transport.get_write_buffer_size()
+            if unread_bytes != connection.unread_bytes:
+                # It still reads its last answer.
+                connection.unread_bytes = unread_bytes
+                connection.quiet_since = now
+            elif connection.quiet_since < limit:
+                if unread_bytes:
                     # It has not read its last answer for all that time, and will not.
                     connection.transport.abort()
                 else:
                     connection.transport.close()
-        if self._here:
-            self._sweep = self.loop.call_later(IDLE_S / 5, self._close_idle)
+        self._look_later()

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import HttpVersion11, hdrs, web
 
 from gateway.exchange import Exchange, Exchanges
-from gateway.express import Server, new_request_id, printable
+from gateway.express import IDLE_S, Server, new_request_id, printable
 from gateway.metrics import page_of_all
 from gateway.processes import Place
 from gateway.render import model_list, model_object
@@ -100,6 +100,7 @@ class Handlers:
             # A client that goes away must stop its request at the worker, streaming or not.
             handler_cancellation=True,
             access_log=None,
+            keepalive_timeout=IDLE_S,
             **options,
         )
 

@@ -125,10 +125,10 @@ class _Answers(Collector):
         labels = ["route", "model"]
         requests = CounterMetricFamily("lb_gateway_requests", "Requests answered.", labels=[*labels, "code"])
         ttft = HistogramMetricFamily(
-            "lb_gateway_ttft_seconds", "From the request's arrival to the first token.", labels=labels
+            "lb_gateway_ttft_seconds", "From the end of the request's body to the first token.", labels=labels
         )
         duration = HistogramMetricFamily(
-            "lb_gateway_duration_seconds", "From the request's arrival to the end of its answer.", labels=labels
+            "lb_gateway_duration_seconds", "From the end of the request's body to the end of its answer.", labels=labels
         )
         tokens: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in _TOKENS}
         for (route, model), row in self._rows.items():

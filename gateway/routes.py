@@ -40,6 +40,8 @@ class Routes:
         """Has a request answered; whatever goes wrong is said in OpenAI's shape."""
         handler = self._hot.get((request.method, request.raw_path))
         try:
+            # Who asks on and on without reading would have all its answers stored here.
+            await request.writer.drain()
             return await (handler or self._find(request))(request)
         except LoadBalancerError as error:
             return self._refuse(request, openai_error(error))

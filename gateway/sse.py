@@ -10,9 +10,6 @@ TAIL = b"\n\n"
 DONE = b"data: [DONE]\n\n"
 """The last frame of a good stream, and of no other."""
 
-KEEP_ALIVE = b": keep-alive\n\n"
-"""A comment: clients skip it, and connections that carry it are not idle."""
-
 
 def one_line(data: bytes) -> bytes:
     """The same JSON with U+0085, U+2028 and U+2029 escaped.
@@ -35,8 +32,3 @@ def event(data: bytes) -> bytes:
 def error(cause: BaseException) -> bytes:
     """The end of a bad stream: OpenAI's clients raise when they read it. Nothing follows it, DONE least of all."""
     return event(error_body(cause))
-
-
-def comment(text: str) -> bytes:
-    """A frame that clients skip."""
-    return b": " + " ".join(text.split()).encode("utf-8", "replace") + TAIL

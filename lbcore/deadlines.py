@@ -65,4 +65,9 @@ class Deadlines:
             # One that expires may call off another.
             expiring, _ = slot.popitem()
             del self._slot_of[expiring]
-            expiring.expire()
+            try:
+                expiring.expire()
+            except Exception as error:
+                # As if each had a timer of its own: one that raises takes no other with it.
+                context = {"message": "Exception in a deadline's end", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)

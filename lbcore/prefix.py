@@ -167,10 +167,6 @@ class PrefixIndex:
             self._shed(shelf)
         return held
 
-    def hit_blocks(self, hashes: Sequence[int]) -> dict[WorkerId, int]:
-        """How many leading blocks each worker holds; only workers that hold the first."""
-        return {worker: blocks for workers, blocks in self.holders(hashes) for worker in workers}
-
     def holders(self, hashes: Sequence[int]) -> list[tuple[Iterable[WorkerId], int]]:
         """Who holds as many leading blocks and no more, for each number of blocks, the smallest first."""
         groups: list[tuple[Iterable[WorkerId], int]] = []

@@ -176,19 +176,9 @@ class Endpoint:
         return self.spec.worker_id
 
     @property
-    def queue_depth(self) -> int:
-        """Requests accepted or on the way that do not run yet, as far as is known."""
-        return self.load.queued_requests + self.credit_requests
-
-    @property
     def requests(self) -> int:
         """Requests in flight: queued, running and on the way."""
         return self.load.queued_requests + self.load.running_requests + self.credit_requests
-
-    @property
-    def queued_tokens(self) -> int:
-        """Uncached prompt tokens in front of a request that would arrive now."""
-        return self.load.queued_prompt_tokens + self.credit_tokens
 
     @property
     def tokens_in_flight(self) -> int:

@@ -26,6 +26,9 @@ MAX_EVENTS = 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """What one lane may keep: the largest answers of embeddings, or a million tokens that nobody reads."""
 
+MAX_STREAM_WAITING_BYTES = 512 * 1024 * 1024
+"""What all lanes of one stream may keep together: eight of the fullest, or a thousand requests with half a megabyte."""
+
 UNLIMITED = 2**62
 """Room without end."""
 
@@ -43,19 +46,18 @@ class Lane:
         "_is_whole",
         "_lanes",
         "_waiting",
-        "_waiting_bytes",
         "call_id",
         "is_gone",
         "left",
         "room",
         "stop",
+        "waiting_bytes",
         "with_token_ids",
     )
 
     def __init__(self, lanes: Lanes, call_id: int, room: int, with_token_ids: bool, is_whole: bool) -> None:
         self._lanes = lanes
         self._waiting: deque[Event] = deque()
-        self._waiting_bytes = 0
         self._is_whole = is_whole
         self._has_spoken = False
         self._is_let_go = True
@@ -63,6 +65,8 @@ class Lane:
         self.with_token_ids = with_token_ids
         self.room = room
         """Events that the caller can take."""
+        self.waiting_bytes = 0
+        """Of events that wait here; those of all lanes are counted in `Lanes.waiting_bytes` too."""
         self.is_gone = False
         """Whether its end has left or it was dropped: nothing leaves any more."""
         self.left: Callable[[Lane], None] = _nobody_waits
@@ -72,12 +76,9 @@ class Lane:
 
     def put(self, event: Event) -> None:
         """Adds an event. An error overtakes what waits, which nobody needs any more."""
-        if self._waiting:
-            if type(event) is not Failed:
-                self._wait(event)
-                return
-            self._waiting.clear()
-        if type(event) in _ENDS:
+        if self._waiting and type(event) is not Failed:
+            self._wait(event)
+        elif type(event) in _ENDS:
             self._lanes.end(self, event)
         elif self.room > 0 and not self._has_spoken and (type(event) is Started or _size(event) < BULKY_BYTES):
             self.room -= 1
@@ -94,7 +95,6 @@ class Lane:
         waiting = self._waiting
         event = waiting.popleft()
         size = _size(event)
-        self._waiting_bytes -= size
         self.room -= 1
         if type(event) is Delta and waiting:
             pieces = [event]
@@ -103,12 +103,12 @@ class Lane:
                 waiting.popleft()
                 assert type(following) is Delta
                 pieces.append(following)
-                size = _size(following)
-                self._waiting_bytes -= size
-                joined += size
+                joined += _size(following)
             if len(pieces) > 1:
                 event = _joined(pieces)
             size = joined
+        self.waiting_bytes -= size
+        self._lanes.waiting_bytes -= size
         if self._has_spoken and not waiting:
             self._is_let_go = False
         return event, size
@@ -121,16 +121,37 @@ class Lane:
             return False
         return self._is_let_go
 
+    def forget(self) -> None:
+        """Gives up what waits."""
+        self._waiting.clear()
+        self._lanes.waiting_bytes -= self.waiting_bytes
+        self.waiting_bytes = 0
+
+    def give_up(self) -> None:
+        """Ends the request, or what is left of its answer: its caller takes it too slowly."""
+        error = Cancelled("The caller takes the answer too slowly.")
+        self.stop(error)
+        if not self.is_gone:
+            # The engine has answered all of it, so that nothing was there to be stopped.
+            self.put(Failed(error))
+
     def _wait(self, event: Event) -> None:
+        if self.is_gone:
+            return
+        lanes = self._lanes
+        size = _size(event)
         self._waiting.append(event)
-        self._waiting_bytes += _size(event)
-        if self._waiting_bytes >= BULKY_BYTES or type(event) is not Delta:
+        self.waiting_bytes += size
+        lanes.waiting_bytes += size
+        if self.waiting_bytes >= BULKY_BYTES or type(event) is not Delta:
             # All that waits, however many events that are, so that what cannot be joined travels in company.
             self._is_let_go = True
-        if self._waiting_bytes > MAX_WAITING_BYTES:
-            self.stop(Cancelled("The caller takes the answer too slowly."))
+        if self.waiting_bytes > MAX_WAITING_BYTES:
+            self.give_up()
         elif self.may_go_on:
-            self._lanes.queue_up(self)
+            lanes.queue_up(self)
+        if lanes.waiting_bytes > MAX_STREAM_WAITING_BYTES:
+            lanes.give_up_fullest()
 
 
 class Lanes:
@@ -143,6 +164,8 @@ class Lanes:
         self._bell = Bell()
         self._half_closed = False
         self._closed = False
+        self.waiting_bytes = 0
+        """Of events that wait in all lanes together."""
 
     def open(self, call_id: int, room: int, with_token_ids: bool = True, is_whole: bool = False) -> Lane:
         """A new lane with room for so many events (0: without limit); gone when Finished or Failed left through it.
@@ -160,20 +183,29 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         return iter([*self._lanes.values()])
 
-    def __contains__(self, call_id: int) -> bool:
-        return call_id in self._lanes
-
     def drop(self, call_id: int) -> Lane | None:
         """Forgets a lane and what waits in it; returns it, if it was there."""
         lane = self._lanes.pop(call_id, None)
         if lane is not None:
             lane.is_gone = True
+            lane.forget()
             lane.left(lane)
             if self._queue:
                 self._queue.pop(lane, None)
             if self._half_closed:
                 self._close_if_done()
         return lane
+
+    def refuse(self, call_id: int, error: LoadBalancerError) -> None:
+        """Ends a call that was told of the error already: nothing leaves of it any more."""
+        self._ready = [one for one in self._ready if one[0] != call_id]
+        lane = self.drop(call_id)
+        if lane is not None:
+            lane.stop(error)
+
+    def give_up_fullest(self) -> None:
+        """Ends the request of which most waits."""
+        max(self._lanes.values(), key=lambda lane: lane.waiting_bytes).give_up()
 
     def make_room(self, call_id: int, events: int) -> None:
         """The caller can take so many more events of a call; one that is gone is ignored."""

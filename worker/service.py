@@ -260,8 +260,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 for _, event, _ in events:
                     if isinstance(event, Failed):
                         await abort(context, event.error)
+                    try:
+                        response = response_from_event(event)
+                    except EngineFailed as error:
+                        lane.stop(error)
+                        await abort(context, error)
                     # Returns when gRPC has room again: what it does not take now waits in the lane.
-                    yield response_from_event(event)
+                    yield response
                     if isinstance(event, Finished):
                         return
                 lanes.make_room(0, len(events))
@@ -276,7 +281,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> None:
         stream = _Stream(self._sessions)
         try:
-            await serve_mux(context, stream.deliver, stream.lanes, call_events, stream.lanes.half_close)
+            await serve_mux(context, stream.deliver, stream.lanes, stream.build, stream.lanes.half_close)
         except InvalidRequest as error:
             await abort(context, error)
         finally:
@@ -312,6 +317,10 @@ class _Stream:
             lane = self.lanes.drop(call_id)
             if lane is not None:
                 lane.stop(Cancelled("The caller went away."))
+
+    def build(self, events: list[tuple[int, Event, bool]]) -> generation_pb2.GenerateStreamResponse:
+        """Events as a message; a call of which something cannot be said is over."""
+        return call_events(events, self.lanes.refuse)
 
     def stop(self) -> None:
         """The stream is over, and nobody hears of its calls any more."""

@@ -35,9 +35,7 @@ a millisecond for each worker four hundred of them send two thousand in a second
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     """One `Connect` per worker; what is to be sent to a worker waits in its stream's outbox."""
 
-    def __init__(
-        self, state: SchedulerState, lease_ttl_s: float, report_interval_s: float, ack_every: int = ACK_EVERY
-    ) -> None:
+    def __init__(self, state: SchedulerState, lease_ttl_s: float, report_interval_s: float) -> None:
         self._state = state
         self._lease = registry_pb2.Lease(
             ttl_ms=round(lease_ttl_s * 1000),
@@ -45,7 +43,6 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             scheduler_epoch=state.epoch,
         )
         self._connections = count(1)
-        self._ack_every = ack_every
         self._outboxes: dict[WorkerId, Outbox[registry_pb2.ConnectResponse]] = {}
 
     def registration(self) -> Registration:
@@ -126,7 +123,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                         if any(isinstance(effect, ReportRejected) for effect in effects):
                             end(LeaseLost("The lease is over."))
                             return
-                        if len(report.ticket_updates) > FEW_UPDATES or report.sequence % self._ack_every == 0:
+                        if len(report.ticket_updates) > FEW_UPDATES or report.sequence % ACK_EVERY == 0:
                             ack = registry_pb2.ReportAck(sequence=report.sequence, report_pause_ms=self._pause_ms())
                             outbox.put(registry_pb2.ConnectResponse(report_ack=ack))
                     case "drain_notice":

@@ -7,7 +7,14 @@ import grpc
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 """Room for a batch of long prompts; what a client may send is bounded far below this at the gateway."""
 
+UNREAD_BYTES = 16 * 1024
+"""What one stream may have on its way to a client that has not read it: some five hundred tokens. Beyond, its writer
+waits, and what comes meanwhile goes into one message: a reader that falls behind gets fewer and larger ones, and
+catches up. A larger message has all the room it needs as soon as its reader has seen its length."""
+
 _BOTH = (
+    # The measuring of bandwidth would widen that to megabytes, and costs a ping for every few messages.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # A peer whose machine vanished, or whose process stands still, sends no reset: pings find it within the sum of time
@@ -22,6 +29,7 @@ _BOTH = (
 
 _CLIENT = (
     *_BOTH,
+    ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
     # A restarted peer is back within a second or two; gRPC's own back-off of up to two minutes would outlast it.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),

@@ -54,6 +54,9 @@ class TableStep:
     removed: tuple[WorkerId, ...]
 
 
+_QUESTION_BYTES = 100
+"""Of a question beside its hashes and its strings: a dozen numbers, the names of a few workers."""
+
 Answered = Callable[[Route | LoadBalancerError], None]
 """Takes where a request should go, or why nobody can say. Must not raise."""
 
@@ -89,12 +92,16 @@ class Question:
         """No message can carry it. The others that would have travelled with it have no part in that."""
         self._client.forget(self)
         refusal = InvalidRequest(f"The request cannot be sent: {error}.")
-        asyncio.get_running_loop().call_soon(self.answered, refusal)
+        asyncio.get_running_loop().call_soon(self._tell, refusal)
 
     def expire(self) -> None:
         """Its time is over: the answer is DeadlineExceeded."""
         self._client.forget(self)
         self.answered(DeadlineExceeded("No worker was found in time."))
+
+    def _tell(self, refusal: InvalidRequest) -> None:
+        if not self.is_cancelled:
+            self.answered(refusal)
 
 
 class RoutingClient:
@@ -126,7 +133,9 @@ class RoutingClient:
         self._next_call_id += 1
         call_id = self._next_call_id
         question = self._waiting[call_id] = Question(self, call_id, facts, abandoned, timeout_s, answered)
-        self._mux.send(question, 8 * len(facts.prefix_hashes))
+        size = _QUESTION_BYTES + 8 * len(facts.prefix_hashes)
+        size += len(facts.request_id) + len(facts.model) + len(facts.session_id)
+        self._mux.send(question, size)
         if timeout_s is not None:
             self._deadlines.add(question, timeout_s)
         return question
@@ -270,8 +279,9 @@ class Call:
     def refuse(self, error: Exception) -> None:
         """No message can carry it. The others that would have travelled with it have no part in that."""
         self._client.forget(self)
-        self.put(Failed(InvalidRequest(f"The request cannot be sent: {error}.")))
-        asyncio.get_running_loop().call_soon(self.resume)
+        if not self.is_cancelled:
+            self.put(Failed(InvalidRequest(f"The request cannot be sent: {error}.")))
+            asyncio.get_running_loop().call_soon(self.resume)
 
     def expire(self) -> None:
         """Its time is over: ends in DeadlineExceeded. One whose end is only kept back is kept back no longer."""

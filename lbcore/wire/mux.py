@@ -10,8 +10,11 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
+import structlog
 
 from lbcore.wire.outbox import Outbox, Source
+
+log = structlog.get_logger()
 
 Item = TypeVar("Item")
 Message = TypeVar("Message")
@@ -80,6 +83,9 @@ class MuxClient(Generic[Item, Message]):
                 self._deliver(message)
         except grpc.RpcError as rpc_error:
             error = rpc_error
+        except Exception:
+            # Nobody awaits this task: who waits on the stream hears that it is lost, and the log why.
+            log.exception("stream_read_failed")
         finally:
             # Before `lost`, so that whoever tries again from inside it opens a new stream.
             self._outbox = None
@@ -94,6 +100,10 @@ class MuxClient(Generic[Item, Message]):
                 await call.write(self._build(items))
         except (grpc.RpcError, asyncio.InvalidStateError):
             # The reader sees the end of the stream too, with its status.
+            call.cancel()
+        except Exception:
+            # Nobody awaits this task either: the reader sees the end of the call, and tells `lost`.
+            log.exception("stream_write_failed")
             call.cancel()
 
 

@@ -194,6 +194,27 @@ def test_what_expired_may_have_another_deadline(seconds: float) -> None:
     timed(scene)
 
 
+@pytest.mark.parametrize("seconds", [1.0, 60.0], ids=["near", "far"])
+def test_one_that_raises_is_heard_and_the_others_of_its_moment_expire_all_the_same(seconds: float) -> None:
+    async def scene(loop: TimedLoop) -> None:
+        heard: list[BaseException] = []
+        loop.set_exception_handler(lambda _, context: heard.append(context["exception"]))
+        deadlines = Deadlines()
+        error = RuntimeError("Broken.")
+
+        def fail() -> None:
+            raise error
+
+        things = [Thing(loop), Thing(loop, fail), Thing(loop)]
+        for thing in things:
+            deadlines.add(thing, seconds)
+        await loop.pass_until(START + 100)
+        assert [len(thing.expired) for thing in things] == [1, 1, 1]
+        assert heard == [error]
+
+    timed(scene)
+
+
 def test_what_was_called_off_may_have_another_deadline_of_the_other_kind() -> None:
     async def scene(loop: TimedLoop) -> None:
         deadlines = Deadlines()

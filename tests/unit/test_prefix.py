@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cache
 from math import ceil
 from random import Random
@@ -16,6 +17,11 @@ from lbcore.prefix import PREFIX_BLOCK_BYTES, PrefixIndex, block_hashes, bytes_o
 from lbcore.types import WorkerId
 
 A, B, C = WorkerId("a"), WorkerId("b"), WorkerId("c")
+
+
+def hit_blocks(index: PrefixIndex, hashes: Sequence[int]) -> dict[WorkerId, int]:
+    """How many leading blocks each worker holds; only workers that hold the first."""
+    return {worker: blocks for workers, blocks in index.holders(hashes) for worker in workers}
 
 
 def test_only_whole_blocks_are_hashed() -> None:
@@ -75,9 +81,9 @@ def test_equal_beginnings_have_equal_hashes_and_what_follows_a_difference_has_no
 def test_a_worker_that_was_sent_a_prompt_holds_its_beginning() -> None:
     index = PrefixIndex()
     index.add(A, (1, 2, 3))
-    assert index.hit_blocks((1, 2, 9)) == {A: 2}
-    assert index.hit_blocks((9, 2, 3)) == {}
-    assert index.hit_blocks(()) == {}
+    assert hit_blocks(index, (1, 2, 9)) == {A: 2}
+    assert hit_blocks(index, (9, 2, 3)) == {}
+    assert hit_blocks(index, ()) == {}
 
 
 def test_one_walk_tells_of_all_workers() -> None:
@@ -85,7 +91,7 @@ def test_one_walk_tells_of_all_workers() -> None:
     index.add(A, (1, 2, 3))
     index.add(B, (1,))
     index.add(C, (7, 8))
-    assert index.hit_blocks((1, 2, 3, 4)) == {A: 3, B: 1}
+    assert hit_blocks(index, (1, 2, 3, 4)) == {A: 3, B: 1}
 
 
 def test_many_workers_that_hold_the_same_are_all_found() -> None:
@@ -93,7 +99,7 @@ def test_many_workers_that_hold_the_same_are_all_found() -> None:
     workers = [WorkerId(f"w{number}") for number in range(100)]
     for worker in workers:
         index.add(worker, (1, 2))
-    assert index.hit_blocks((1, 2, 3)) == dict.fromkeys(workers, 2)
+    assert hit_blocks(index, (1, 2, 3)) == dict.fromkeys(workers, 2)
 
 
 def test_adding_says_how_much_was_held_before() -> None:
@@ -110,15 +116,15 @@ def test_what_was_used_least_recently_is_forgotten_first_and_from_its_end() -> N
     index.add(A, (5, 6))
     index.add(A, (1,))
     index.add(A, (9,))
-    assert index.hit_blocks((1, 2)) == {A: 1}
-    assert index.hit_blocks((5, 6)) == {A: 2}
+    assert hit_blocks(index, (1, 2)) == {A: 1}
+    assert hit_blocks(index, (5, 6)) == {A: 2}
 
 
 def test_of_a_prompt_longer_than_the_capacity_the_beginning_is_believed() -> None:
     index = PrefixIndex()
     index.set_capacity(A, 2)
     index.add(A, (1, 2, 3))
-    assert index.hit_blocks((1, 2, 3)) == {A: 2}
+    assert hit_blocks(index, (1, 2, 3)) == {A: 2}
 
 
 def test_a_block_counts_as_the_bytes_it_has() -> None:
@@ -127,9 +133,9 @@ def test_a_block_counts_as_the_bytes_it_has() -> None:
     index.set_capacity(A, 38)
     assert index.add(A, deep) == 0
     # 32 units of one block each, then blocks of two units, of which three fit.
-    assert index.hit_blocks(deep) == {A: 35}
+    assert hit_blocks(index, deep) == {A: 35}
     index.set_capacity(A, 37)
-    assert index.hit_blocks(deep) == {A: 34}
+    assert hit_blocks(index, deep) == {A: 34}
 
 
 def test_a_block_of_another_size_counts_as_the_units_it_begins() -> None:
@@ -137,14 +143,14 @@ def test_a_block_of_another_size_counts_as_the_units_it_begins() -> None:
         index = PrefixIndex()
         index.set_capacity(A, 8)
         index.add(A, tuple(range(10)), block_bytes)
-        assert index.hit_blocks(range(10)) == ({A: expected} if expected else {})
+        assert hit_blocks(index, range(10)) == ({A: expected} if expected else {})
 
 
 def test_nothing_is_believed_beyond_the_longest_prompt_there_can_be() -> None:
     index = PrefixIndex()
     index.set_capacity(A, 2**40)
     index.add(A, range(100_000))
-    held = index.hit_blocks(range(100_000))[A]
+    held = hit_blocks(index, range(100_000))[A]
     assert (held, bytes_of(held)) == (len(index), 2**32)
 
 
@@ -155,19 +161,19 @@ def test_blocks_of_one_size_go_on_where_growing_ones_are_the_same() -> None:
     index.add(A, growing)
     # The 33rd begins at 8 KiB and has 512 bytes rather than 256.
     assert index.add(A, even, PREFIX_BLOCK_BYTES) == 32
-    assert (index.hit_blocks(growing), index.hit_blocks(even)) == ({A: len(growing)}, {A: len(even)})
+    assert (hit_blocks(index, growing), hit_blocks(index, even)) == ({A: len(growing)}, {A: len(even)})
     # Both go on where they went on before, each in its own way.
     index.set_capacity(A, (bytes_of(len(growing)) + len(even) * PREFIX_BLOCK_BYTES - 8192) // PREFIX_BLOCK_BYTES)
-    assert (index.hit_blocks(growing), index.hit_blocks(even)) == ({A: len(growing)}, {A: len(even)})
+    assert (hit_blocks(index, growing), hit_blocks(index, even)) == ({A: len(growing)}, {A: len(even)})
     index.add(A, (1,))
-    assert (index.hit_blocks(growing), index.hit_blocks(even)) == ({A: len(growing) - 1}, {A: len(even)})
+    assert (hit_blocks(index, growing), hit_blocks(index, even)) == ({A: len(growing) - 1}, {A: len(even)})
 
 
 def test_a_smaller_capacity_holds_at_once() -> None:
     index = PrefixIndex()
     index.add(A, (1, 2, 3))
     index.set_capacity(A, 1)
-    assert index.hit_blocks((1, 2, 3)) == {A: 1}
+    assert hit_blocks(index, (1, 2, 3)) == {A: 1}
 
 
 def test_a_dropped_worker_holds_nothing_and_takes_nobody_with_it() -> None:
@@ -176,7 +182,7 @@ def test_a_dropped_worker_holds_nothing_and_takes_nobody_with_it() -> None:
     index.add(B, (1,))
     index.drop(A)
     index.drop(A)
-    assert index.hit_blocks((1, 2)) == {B: 1}
+    assert hit_blocks(index, (1, 2)) == {B: 1}
 
 
 def test_a_worker_in_the_place_of_a_dropped_one_inherits_nothing() -> None:
@@ -184,8 +190,8 @@ def test_a_worker_in_the_place_of_a_dropped_one_inherits_nothing() -> None:
     index.add(A, (1, 2))
     index.drop(A)
     index.add(B, (3,))
-    assert index.hit_blocks((1, 2)) == {}
-    assert index.hit_blocks((3,)) == {B: 1}
+    assert hit_blocks(index, (1, 2)) == {}
+    assert hit_blocks(index, (3,)) == {B: 1}
 
 
 def test_what_others_begin_is_split_without_making_it_any_younger() -> None:
@@ -196,13 +202,13 @@ def test_what_others_begin_is_split_without_making_it_any_younger() -> None:
     index.add(A, (9,))
     index.add(B, (1, 2, 7))
     index.add(A, (8,))
-    assert index.hit_blocks((1, 2, 3, 4)) == {A: 3, B: 4}
+    assert hit_blocks(index, (1, 2, 3, 4)) == {A: 3, B: 4}
     index.set_capacity(A, 3)
-    assert index.hit_blocks((1, 2, 3, 4)) == {A: 1, B: 4}
-    assert (index.hit_blocks((9,)), index.hit_blocks((8,))) == ({A: 1}, {A: 1})
+    assert hit_blocks(index, (1, 2, 3, 4)) == {A: 1, B: 4}
+    assert (hit_blocks(index, (9,)), hit_blocks(index, (8,))) == ({A: 1}, {A: 1})
     index.set_capacity(A, 2)
-    assert index.hit_blocks((1, 2, 3, 4)) == {B: 4}
-    assert index.hit_blocks((1, 2, 7)) == {B: 3}
+    assert hit_blocks(index, (1, 2, 3, 4)) == {B: 4}
+    assert hit_blocks(index, (1, 2, 7)) == {B: 3}
 
 
 def test_a_conversation_takes_no_more_memory_than_one_long_prompt() -> None:
@@ -272,8 +278,8 @@ def agree(capacity: int, additions: list[tuple[WorkerId, str]], question: str, b
         expected = plain.hit_blocks(hashes).get(worker, 0)
         assert index.add(worker, hashes, block_bytes) == expected
         plain.add(worker, hashes, block_bytes)
-        assert index.hit_blocks(hashes) == plain.hit_blocks(hashes)
-    assert index.hit_blocks(chain(question)) == plain.hit_blocks(chain(question))
+        assert hit_blocks(index, hashes) == plain.hit_blocks(hashes)
+    assert hit_blocks(index, chain(question)) == plain.hit_blocks(chain(question))
     assert len(index) == len({block for held in plain.blocks.values() for block in held})
 
 
@@ -306,7 +312,7 @@ def test_no_worker_is_believed_to_hold_more_bytes_than_it_has_room_for(
         index.set_capacity(worker, capacity)
         hashes = block_hashes(Random(seed).randbytes(thousands * 1000), block_bytes)
         index.add(worker, hashes, block_bytes)
-        held = index.hit_blocks(hashes).get(worker, 0)
+        held = hit_blocks(index, hashes).get(worker, 0)
         assert bytes_of(held, block_bytes) <= capacity * PREFIX_BLOCK_BYTES
         if not block_bytes:
             # And as much of the last prompt as fits.
@@ -320,7 +326,7 @@ def test_hashes_that_are_no_chain_do_no_lasting_harm(additions: list[tuple[Worke
     for worker, hashes in additions:
         index.set_capacity(worker, 6)
         index.add(worker, hashes)
-        assert all(0 < depth <= len(hashes) for depth in index.hit_blocks(hashes).values())
+        assert all(0 < depth <= len(hashes) for depth in hit_blocks(index, hashes).values())
     for worker in (A, B, C):
         index.drop(worker)
     assert len(index) == 0

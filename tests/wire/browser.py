@@ -13,6 +13,8 @@ from tests.wire.conftest import soon
 from tests.wire.gateway_host import CHAT, Gateway
 
 PATH = b"/v1/chat/completions"
+OTHER_WAY = PATH + b"?"
+"""The same, and enough to be read by aiohttp."""
 WHOLE = orjson.dumps(CHAT)
 STREAM = orjson.dumps({**CHAT, "stream": True})
 
@@ -74,6 +76,14 @@ class Browser:
     async def read_any(self) -> bytes:
         return await soon(self._reader.read(2**16))
 
+    async def hears(self, data: bytes) -> None:
+        """Reads until this has come, and is not strict about it."""
+        heard = b""
+        while data not in heard:
+            more = await self.read_any()
+            assert more, f"the end of the connection, and before it {heard!r}"
+            heard += more
+
     def close(self) -> None:
         self._writer.close()
 
@@ -109,11 +119,11 @@ class SlowReader:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._socket.setblocking(False)
 
-    async def ask(self, gateway: Gateway, body: bytes, *more: bytes) -> None:
+    async def ask(self, gateway: Gateway, body: bytes, *more: bytes, path: bytes = PATH) -> None:
         """`more` are requests sent along with the first, byte for byte."""
         loop = asyncio.get_running_loop()
         await loop.sock_connect(self._socket, ("127.0.0.1", gateway.port))
-        await loop.sock_sendall(self._socket, b"".join((request(body), *more)))
+        await loop.sock_sendall(self._socket, b"".join((request(body, path=path), *more)))
 
     async def read_on(self) -> Browser:
         """From now on it reads as others do."""

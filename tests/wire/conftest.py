@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import pytest
@@ -24,6 +24,7 @@ from lbcore.generation import Event, Failed, Finished, GenerationRequest
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import PoolEffect, PoolEvent, Registered, Reported, Ticked
+from lbcore.scheduler import registry_service
 from lbcore.scheduler.admin_service import AdminServicer
 from lbcore.scheduler.registry_service import RegistryServicer
 from lbcore.scheduler.routing_service import RoutingServicer
@@ -37,6 +38,10 @@ from lbcore.wire.status import error_from_rpc
 from tests.fakes import ManualClock, ScriptedEngine, Signal
 from worker.load import LoadTracker
 from worker.service import GenerationServicer, Sessions
+
+if TYPE_CHECKING:
+    from tests.wire.browser import Browser
+    from tests.wire.gateway_host import Gateway
 
 LEASE_S = 3.0
 TICKET_S = 10.0
@@ -132,7 +137,7 @@ class SchedulerHost(Host):
         policy = build_policy("least_requests")
         self.state = WatchedState(pool, policy, self.clock, Random(0), Random().randrange(1, 2**63))
         self.state.happened, self.state.events = Signal(), []
-        self.registry = RegistryServicer(self.state, LEASE_S, self.report_interval_s, ack_every=1)
+        self.registry = RegistryServicer(self.state, LEASE_S, self.report_interval_s)
 
     async def start(self) -> None:
         routing, admin = RoutingServicer(self.state), AdminServicer(self.state, self.registry)
@@ -264,6 +269,33 @@ async def worker(wire: Wire) -> WorkerHost:
 @fixture()
 async def scheduler(wire: Wire) -> SchedulerHost:
     return await wire.scheduler()
+
+
+@fixture()
+async def gateway() -> AsyncIterator[Gateway]:
+    """A gateway with one model, over a dispatcher that answers as it is told."""
+    # Its module takes from this one.
+    from tests.wire.gateway_host import Gateway
+
+    async with Gateway() as gateway:
+        gateway.serves("m")
+        yield gateway
+
+
+@fixture()
+async def browser(gateway: Gateway) -> AsyncIterator[Browser]:
+    """A connection to the gateway."""
+    from tests.wire.browser import connect
+
+    browser = await connect(gateway)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(autouse=True)
+def acknowledged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every report, so that a test can wait for each."""
+    monkeypatch.setattr(registry_service, "ACK_EVERY", 1)
 
 
 @fixture(autouse=True)

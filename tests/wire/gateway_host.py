@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -12,17 +14,20 @@ from aiohttp import ClientResponse, ClientSession, web
 
 from gateway.config import GatewayConfig
 from gateway.exchange import Exchanges
+from gateway.express import Server
 from gateway.fleet import Fleet
 from gateway.handlers import Handlers
 from gateway.metrics import GatewayMetrics
+from lbcore.clock import MonotonicClock
 from lbcore.dispatch import Attempt, Dispatcher, End
 from lbcore.errors import LoadBalancerError
 from lbcore.flow import Take
 from lbcore.generation import Delta, Event, Finished, FinishReason, GenerationRequest, Started
 from lbcore.types import EndpointState, Epoch, LoadReport, RouteFacts, ServedModel, WorkerId, WorkerSpec, WorkerStatus
-from lbcore.wire.clients import TableStep
+from lbcore.wire.clients import GenerationClients, TableStep
 from tests.fakes import ManualClock, Signal
-from tests.wire.conftest import eventually, soon
+from tests.fleet import MODEL, spec
+from tests.wire.conftest import SchedulerHost, Wire, WorkerHost, eventually, soon
 
 Step = list[Event] | Exception | asyncio.Event
 """A batch of events, an end, or something to wait for."""
@@ -151,6 +156,12 @@ class Gateway:
         await self.client.close()
         await self.runner.cleanup()
 
+    @property
+    def server(self) -> Server:
+        server = self.runner.server
+        assert isinstance(server, Server)
+        return server
+
     def serves(self, *names: str, state: EndpointState = EndpointState.READY) -> None:
         """Makes the fleet one worker with these models."""
         models = tuple(ServedModel(name, created_unix_s=1_700_000_000) for name in names)
@@ -168,10 +179,25 @@ class Gateway:
         line = f'lb_gateway_requests_total{{code="{code}",model="{model}",route="{route}"}} 1.0'
         return line in await self.metrics()
 
+    async def taken(self, count: int = 1) -> None:
+        """Returns once so many requests have reached the dispatcher."""
+        await self.dispatcher.happened.until(lambda: len(self.dispatcher.asked) == count)
+
     async def let_go(self) -> None:
         """Returns once no request is under way."""
         await self.dispatcher.happened.until(lambda: self.dispatcher.closed == len(self.dispatcher.asked))
         await eventually(lambda: not self.exchanges.in_flight)
+
+
+@asynccontextmanager
+async def before_worker(wire: Wire, scheduler: SchedulerHost, worker: WorkerHost) -> AsyncIterator[Gateway]:
+    """A gateway in front of one worker."""
+    scheduler.join(replace(spec(), address=worker.address))
+    workers = GenerationClients()
+    async with Gateway(Dispatcher(wire.routing_client(scheduler), workers, MonotonicClock())) as gateway:
+        gateway.serves(MODEL)
+        yield gateway
+    await workers.close()
 
 
 async def error_of(response: ClientResponse) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator
 
 import orjson
 import pytest
@@ -12,7 +11,7 @@ from structlog.testing import capture_logs
 
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Dialect, Embedding, Finished, Started
-from tests.wire.conftest import fixture, soon
+from tests.wire.conftest import soon
 from tests.wire.gateway_host import Gateway, Step, error_of
 
 BODY = {"model": "m", "input": ["Hi", "ho"]}
@@ -22,12 +21,9 @@ VECTORS: list[Step] = [
 ]
 
 
-@fixture()
-async def gateway() -> AsyncIterator[Gateway]:
-    async with Gateway() as gateway:
-        gateway.serves("m")
-        gateway.dispatcher.steps = VECTORS
-        yield gateway
+@pytest.fixture(autouse=True)
+def vectors(gateway: Gateway) -> None:
+    gateway.dispatcher.steps = VECTORS
 
 
 async def embed(gateway: Gateway, **fields: object) -> ClientResponse:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import orjson
 import pytest
 
-from lbcore.clock import MonotonicClock
-from lbcore.dispatch import Dispatcher
-from lbcore.wire.clients import GenerationClients
 from tests.fakes import settle
-from tests.fleet import MODEL, spec
+from tests.fleet import MODEL
 from tests.wire.browser import SlowReader, connect, said
 from tests.wire.conftest import SchedulerHost, Wire, WorkerHost, fixture
-from tests.wire.gateway_host import CHAT, Gateway
+from tests.wire.gateway_host import CHAT, Gateway, before_worker
 from worker import lanes
 
 STREAM = orjson.dumps({**CHAT, "model": MODEL, "stream": True})
@@ -25,13 +21,8 @@ WHOLE = orjson.dumps({**CHAT, "model": MODEL})
 
 @fixture()
 async def gateway(wire: Wire, scheduler: SchedulerHost, worker: WorkerHost) -> AsyncIterator[Gateway]:
-    """A gateway in front of one worker."""
-    scheduler.join(replace(spec(), address=worker.address))
-    workers = GenerationClients()
-    async with Gateway(Dispatcher(wire.routing_client(scheduler), workers, MonotonicClock())) as gateway:
-        gateway.serves(MODEL)
+    async with before_worker(wire, scheduler, worker) as gateway:
         yield gateway
-    await workers.close()
 
 
 async def test_a_stream_that_is_not_read_holds_up_no_other_and_is_complete_when_it_is(

@@ -29,15 +29,8 @@ from lbcore.generation import Delta, Finished, Started
 from lbcore.prefix import block_hashes
 from lbcore.types import EndpointState
 from lbcore.wire.clients import TableStep
-from tests.wire.conftest import fixture, soon
+from tests.wire.conftest import soon
 from tests.wire.gateway_host import CHAT, COMPLETION, LIMIT, Gateway, Step, error_of
-
-
-@fixture()
-async def gateway() -> AsyncIterator[Gateway]:
-    async with Gateway() as gateway:
-        gateway.serves("m")
-        yield gateway
 
 
 async def frames_of(response: ClientResponse) -> list[Any]:

@@ -7,42 +7,31 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway import express
-from gateway.express import Server
-from lbcore.generation import Delta
+from gateway.express import IDLE_S
+from lbcore.generation import Delta, Finished
 from tests.fakes import settle
-from tests.wire.browser import STREAM, WHOLE, Browser, connect, request, said
+from tests.wire.browser import OTHER_WAY, PATH, STREAM, WHOLE, Browser, SlowReader, connect, request, said
 from tests.wire.conftest import eventually, fixture, soon
 from tests.wire.gateway_host import ANSWER, Gateway
 
+BOTH_WAYS = pytest.mark.parametrize("path", [PATH, OTHER_WAY], ids=["express", "aiohttp"])
 BOTH = pytest.mark.parametrize("body", [WHOLE, STREAM], ids=["whole", "stream"])
 LONG_S = 60.0
 """Longer than a test's patience."""
 SHORT_S = 0.05
-
-
-@fixture()
-async def gateway() -> AsyncIterator[Gateway]:
-    async with Gateway() as gateway:
-        gateway.serves("m")
-        yield gateway
-
-
-@fixture()
-async def browser(gateway: Gateway) -> AsyncIterator[Browser]:
-    browser = await connect(gateway)
-    yield browser
-    browser.close()
-
-
-def server_of(gateway: Gateway) -> Server:
-    server = gateway.runner.server
-    assert isinstance(server, Server)
-    return server
+LARGE = "x" * 30_000_000
 
 
 def stop(gateway: Gateway, timeout_s: float) -> asyncio.Future[None]:
-    return asyncio.ensure_future(server_of(gateway).shutdown(timeout_s))
+    return asyncio.ensure_future(gateway.server.shutdown(timeout_s))
+
+
+def age(gateway: Gateway) -> None:
+    """Has the time pass after which a connection on which nothing came is closed."""
+    for one in gateway.server._here:
+        if one.quiet_since is not None:
+            one.quiet_since -= IDLE_S + 1
+    gateway.server._close_quiet()
 
 
 async def ended(browser: Browser) -> bool:
@@ -53,16 +42,11 @@ async def ended(browser: Browser) -> bool:
         return True
 
 
-async def taken(gateway: Gateway, count: int = 1) -> None:
-    """Returns once so many requests have reached the dispatcher."""
-    await gateway.dispatcher.happened.until(lambda: len(gateway.dispatcher.asked) == count)
-
-
 @pytest.mark.parametrize("asks_before", [0, 1, 3])
 async def test_idle_connections_close_at_once(gateway: Gateway, browser: Browser, asks_before: int) -> None:
     for _ in range(asks_before):
         assert said(await browser.ask(WHOLE)) == "Hello"
-    await eventually(lambda: server_of(gateway)._here)
+    await eventually(lambda: gateway.server._here)
     await soon(stop(gateway, LONG_S))
     assert await browser.is_over()
 
@@ -81,7 +65,7 @@ async def test_a_busy_connection_is_answered_told_so_and_closed(
     go_on = asyncio.Event()
     gateway.dispatcher.steps = [go_on, *ANSWER]
     await browser.send(request(body))
-    await taken(gateway)
+    await gateway.taken()
     stopping = stop(gateway, LONG_S)
     await settle()
     assert not stopping.done()
@@ -97,8 +81,8 @@ async def test_a_stream_that_has_begun_is_completed_and_closed(gateway: Gateway,
     go_on = asyncio.Event()
     gateway.dispatcher.steps = [ANSWER[0], go_on, ANSWER[1]]
     await browser.send(request(STREAM))
-    await eventually(lambda: server_of(gateway).exchanges.in_flight)
-    await taken(gateway)
+    await eventually(lambda: gateway.server.exchanges.in_flight)
+    await gateway.taken()
     await settle()
     stopping = stop(gateway, LONG_S)
     await settle()
@@ -114,8 +98,8 @@ async def test_idle_connections_do_not_wait_for_a_busy_one(gateway: Gateway, bro
     gateway.dispatcher.steps = [go_on, *ANSWER]
     idle = await connect(gateway)
     await browser.send(request(WHOLE))
-    await taken(gateway)
-    await eventually(lambda: len(server_of(gateway)._here) == 2)
+    await gateway.taken()
+    await eventually(lambda: len(gateway.server._here) == 2)
     stopping = stop(gateway, LONG_S)
     assert await idle.is_over()
     assert not stopping.done()
@@ -129,7 +113,7 @@ async def test_what_was_sent_ahead_is_not_begun_any_more(gateway: Gateway, brows
     go_on = asyncio.Event()
     gateway.dispatcher.steps = [go_on, *ANSWER]
     await browser.send(request(WHOLE) + request(WHOLE))
-    await taken(gateway)
+    await gateway.taken()
     stopping = stop(gateway, LONG_S)
     await settle()
     go_on.set()
@@ -139,24 +123,25 @@ async def test_what_was_sent_ahead_is_not_begun_any_more(gateway: Gateway, brows
     assert len(gateway.dispatcher.asked) == 1
 
 
+@BOTH_WAYS
 @BOTH
 async def test_an_answer_that_never_ends_is_cut_when_the_time_is_over(
-    gateway: Gateway, browser: Browser, body: bytes
+    gateway: Gateway, browser: Browser, body: bytes, path: bytes
 ) -> None:
     gateway.dispatcher.steps = [asyncio.Event()]
-    await browser.send(request(body))
-    await taken(gateway)
+    await browser.send(request(body, path=path))
+    await gateway.taken()
     await soon(stop(gateway, SHORT_S))
     assert await ended(browser)
     await gateway.let_go()
-    assert not server_of(gateway)._here
+    assert not gateway.server._here
+    assert not gateway.server._elsewhere
 
 
 async def test_a_stream_that_never_ends_is_cut_when_the_time_is_over(gateway: Gateway, browser: Browser) -> None:
     gateway.dispatcher.steps = [[Delta(text="Hel")], asyncio.Event()]
     await browser.send(request(STREAM))
-    while b"Hel" not in await browser.read_any():
-        pass
+    await browser.hears(b"Hel")
     await soon(stop(gateway, SHORT_S))
     assert await ended(browser)
     await gateway.let_go()
@@ -166,11 +151,11 @@ async def test_a_body_that_never_comes_completely_is_cut_when_the_time_is_over(
     gateway: Gateway, browser: Browser
 ) -> None:
     await browser.send(request(WHOLE)[:-10])
-    await eventually(lambda: [one for one in server_of(gateway)._here if one.idle_since is None])
+    await eventually(lambda: [one for one in gateway.server._here if one._head is not None])
     await soon(stop(gateway, SHORT_S))
     assert await ended(browser)
     assert gateway.dispatcher.asked == []
-    assert not server_of(gateway)._here
+    assert not gateway.server._here
 
 
 async def test_a_body_that_comes_in_time_is_answered_and_the_connection_closed(
@@ -178,7 +163,7 @@ async def test_a_body_that_comes_in_time_is_answered_and_the_connection_closed(
 ) -> None:
     whole = request(WHOLE)
     await browser.send(whole[:-10])
-    await eventually(lambda: [one for one in server_of(gateway)._here if one.idle_since is None])
+    await eventually(lambda: [one for one in gateway.server._here if one._head is not None])
     stopping = stop(gateway, LONG_S)
     await settle()
     assert not stopping.done()
@@ -192,13 +177,13 @@ async def test_a_body_that_comes_in_time_is_answered_and_the_connection_closed(
 
 async def test_a_head_that_never_comes_completely_does_not_hold_up_the_end(gateway: Gateway, browser: Browser) -> None:
     await browser.send(request(WHOLE)[:30])
-    await eventually(lambda: not server_of(gateway)._here and server_of(gateway).connections)
+    await eventually(lambda: not gateway.server._here and gateway.server.connections)
     await soon(stop(gateway, LONG_S))
     assert await ended(browser)
 
 
 async def test_who_connects_while_the_gateway_stops_is_closed(gateway: Gateway) -> None:
-    server_of(gateway).pre_shutdown()
+    gateway.server.pre_shutdown()
     late = await connect(gateway)
     assert await ended(late)
     assert gateway.dispatcher.asked == []
@@ -212,41 +197,61 @@ async def test_stopping_twice_is_stopping_once(gateway: Gateway, browser: Browse
     await soon(stop(gateway, LONG_S))
 
 
-async def test_a_client_that_does_not_read_its_answer_does_not_hold_up_the_end_for_ever(gateway: Gateway) -> None:
-    gateway.dispatcher.steps = [[Delta(text="x" * 30_000_000)], ANSWER[1]]
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1024)
-    writer.write(request(WHOLE))
+@fixture()
+async def slow(gateway: Gateway, path: bytes) -> AsyncIterator[SlowReader]:
+    """A client whose answer is written, and so large that most of it waits at the gateway until it reads."""
+    gateway.dispatcher.steps = [[Delta(text=LARGE), Finished(3, 0, 1)]]
+    slow = SlowReader()
+    await slow.ask(gateway, WHOLE, path=path)
     await gateway.dispatcher.happened.until(lambda: gateway.dispatcher.closed)
+    await gateway.let_go()
     await settle()
+    yield slow
+    slow.close()
+
+
+@BOTH_WAYS
+async def test_an_answer_that_was_written_is_sent_to_its_last_byte(gateway: Gateway, slow: SlowReader) -> None:
+    stopping = stop(gateway, LONG_S)
+    await settle()
+    assert not stopping.done()
+    browser = await slow.read_on()
+    assert said(await browser.answer()) == LARGE
+    assert await browser.is_over()
+    await soon(stopping)
+    browser.close()
+
+
+@BOTH_WAYS
+async def test_a_client_that_does_not_read_its_answer_does_not_hold_up_the_end_for_ever(
+    gateway: Gateway, slow: SlowReader
+) -> None:
     await soon(stop(gateway, SHORT_S))
-    assert not server_of(gateway)._here
+    await eventually(lambda: not gateway.server._here and not gateway.server._elsewhere)
+    browser = await slow.read_on()
     with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
-        await soon(reader.readexactly(30_000_000))
-    writer.close()
+        await browser.answer()
+    browser.close()
 
 
 async def test_connections_that_nobody_uses_are_closed_after_a_while_and_busy_ones_are_not(
-    gateway: Gateway, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway,
 ) -> None:
-    monkeypatch.setattr(express, "IDLE_S", SHORT_S)
     go_on = asyncio.Event()
     gateway.dispatcher.steps = [go_on, *ANSWER]
-    # The sweep was planned with the first connection: these are the first that see the shorter time.
-    browser.close()
-    await eventually(lambda: not server_of(gateway)._here)
-    sweep, server_of(gateway)._sweep = server_of(gateway)._sweep, None
-    if sweep is not None:
-        sweep.cancel()
     fresh, used, busy = [await connect(gateway) for _ in range(3)]
     await busy.send(request(WHOLE))
-    await taken(gateway)
+    await gateway.taken()
     await used.send(request(b"{"))
     assert (await used.answer()).status == 400
+    await eventually(lambda: len(gateway.server._here) == 3)
+    age(gateway)
     assert await fresh.is_over()
     assert await used.is_over()
     go_on.set()
     assert said(await busy.answer()) == "Hello"
+    age(gateway)
     assert await busy.is_over()
-    assert not server_of(gateway)._here
+    assert not gateway.server._here
     for one in (fresh, used, busy):
         one.close()

@@ -13,25 +13,12 @@ from gateway.reply import HIGH_WATER_BYTES
 from lbcore.errors import DeadlineExceeded, StreamInterrupted
 from lbcore.generation import Delta, Finished
 from tests.fakes import settle
-from tests.wire.browser import PATH, STREAM, WHOLE, Browser, SlowReader, connect, request, said
+from tests.wire.browser import OTHER_WAY, PATH, STREAM, WHOLE, Browser, SlowReader, connect, request, said
 from tests.wire.conftest import eventually, fixture
-from tests.wire.gateway_host import LIMIT, Gateway, Step
+from tests.wire.gateway_host import ANSWER, LIMIT, Gateway, Step
 
 BOTH = pytest.mark.parametrize("body", [WHOLE, STREAM], ids=["whole", "stream"])
-
-
-@fixture()
-async def gateway() -> AsyncIterator[Gateway]:
-    async with Gateway() as gateway:
-        gateway.serves("m")
-        yield gateway
-
-
-@fixture()
-async def browser(gateway: Gateway) -> AsyncIterator[Browser]:
-    browser = await connect(gateway)
-    yield browser
-    browser.close()
+BOTH_WAYS = pytest.mark.parametrize("path", [PATH, OTHER_WAY], ids=["express", "aiohttp"])
 
 
 @BOTH
@@ -92,9 +79,13 @@ async def test_a_stream_ends_the_connection_of_http_1_0_even_if_it_wants_to_stay
     assert await browser.is_over()
 
 
-async def test_requests_that_come_at_once_are_answered_in_their_order(gateway: Gateway, browser: Browser) -> None:
+@BOTH_WAYS
+async def test_requests_that_come_at_once_are_answered_in_their_order(
+    gateway: Gateway, browser: Browser, path: bytes
+) -> None:
     bodies = [WHOLE, STREAM, STREAM, WHOLE, b"{", WHOLE]
-    await browser.send(b"".join(request(body, b"X-Request-ID: r%d" % at) for at, body in enumerate(bodies)))
+    ids = [b"X-Request-ID: r%d" % at for at in range(len(bodies))]
+    await browser.send(b"".join(request(body, name, path=path) for body, name in zip(bodies, ids, strict=True)))
     for at, body in enumerate(bodies):
         answer = await browser.answer()
         assert answer.headers["x-request-id"] == f"r{at}"
@@ -295,7 +286,7 @@ async def test_a_client_that_goes_away_before_its_answer_cancels_the_run(gateway
     gateway.dispatcher.steps = [asyncio.Event()]
     browser = await connect(gateway)
     await browser.send(request(body))
-    await gateway.dispatcher.happened.until(lambda: gateway.dispatcher.asked)
+    await gateway.taken()
     browser.reset()
     await gateway.let_go()
     assert await gateway.counted(499)
@@ -305,8 +296,7 @@ async def test_a_client_that_goes_away_amid_its_answer_cancels_the_run(gateway: 
     gateway.dispatcher.steps = [[Delta(text="Hel")], asyncio.Event()]
     browser = await connect(gateway)
     await browser.send(request(STREAM))
-    while b"Hel" not in await browser.read_any():
-        pass
+    await browser.hears(b"Hel")
     browser.reset()
     await gateway.let_go()
     assert await gateway.counted(499)
@@ -378,3 +368,68 @@ async def test_a_connection_may_change_hands_while_its_client_has_much_to_read(g
     assert said(await browser.answer()) == BIG * 200
     assert said(await browser.ask(WHOLE)) == BIG * 200
     browser.close()
+
+
+@fixture()
+async def greedy(gateway: Gateway, path: bytes) -> AsyncIterator[SlowReader]:
+    """A client that asks three times without reading, and has more to read already than the kernel buffers."""
+    gateway.dispatcher.steps = [[Delta(text=BIG * 200)], [Finished(3, 0, 200)]]
+    slow = SlowReader()
+    health = request(b"", path=b"/health", method=b"GET")
+    await slow.ask(gateway, WHOLE, request(WHOLE, path=path), health, path=path)
+    await gateway.dispatcher.happened.until(lambda: gateway.dispatcher.closed)
+    await settle(100)
+    yield slow
+    slow.close()
+
+
+@BOTH_WAYS
+async def test_a_client_that_asks_on_without_reading_gets_its_next_answer_when_it_reads(
+    gateway: Gateway, greedy: SlowReader
+) -> None:
+    assert len(gateway.dispatcher.asked) == 1
+    browser = await greedy.read_on()
+    for _ in range(2):
+        assert said(await browser.answer()) == BIG * 200
+    assert orjson.loads((await browser.answer()).body) == {"status": "ok"}
+    browser.close()
+
+
+@BOTH_WAYS
+async def test_a_client_that_asks_on_without_reading_and_goes_away_is_not_answered_any_more(
+    gateway: Gateway, greedy: SlowReader
+) -> None:
+    greedy.close()
+    await eventually(lambda: not gateway.server._here and not gateway.server._elsewhere)
+    await gateway.let_go()
+    assert len(gateway.dispatcher.asked) == 1
+
+
+@BOTH_WAYS
+async def test_the_time_that_a_client_takes_to_send_its_body_is_not_counted(
+    gateway: Gateway, browser: Browser, path: bytes
+) -> None:
+    go_on = asyncio.Event()
+    gateway.dispatcher.steps = [go_on, *ANSWER]
+    whole = request(WHOLE, path=path)
+    await browser.send(whole[:-10])
+    await eventually(lambda: gateway.exchanges.in_flight or [one for one in gateway.server._here if one._head])
+    gateway.clock.advance(30.0)
+    await browser.send(whole[-10:])
+    await gateway.taken()
+    gateway.clock.advance(2.0)
+    go_on.set()
+    assert said(await browser.answer()) == "Hello"
+    page = await gateway.metrics()
+    for name in ("ttft", "duration"):
+        assert f'lb_gateway_{name}_seconds_sum{{model="m",route="chat"}} 2.0' in page
+
+
+async def test_a_client_that_goes_away_amid_its_body_took_no_time(gateway: Gateway, browser: Browser) -> None:
+    await browser.send(request(WHOLE, path=OTHER_WAY)[:-10])
+    await eventually(lambda: gateway.exchanges.in_flight)
+    gateway.clock.advance(30.0)
+    browser.reset()
+    await gateway.let_go()
+    assert await gateway.counted(499, model="")
+    assert 'lb_gateway_duration_seconds_sum{model="",route="chat"} 0.0' in await gateway.metrics()

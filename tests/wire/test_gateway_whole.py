@@ -4,44 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
 from gateway.errors import openai_error
-from lbcore.clock import MonotonicClock
-from lbcore.dispatch import Dispatcher
 from lbcore.errors import EngineFailed, LoadBalancerError, Saturated
 from lbcore.generation import Delta, Event, Finished, FinishReason, Started, TokenLogprob, TopLogprob
 from lbcore.wire import clients
-from lbcore.wire.clients import GenerationClients
 from lbcore.wire.convert import event_from_proto
 from tests.fakes import ScriptedRequest, settle
-from tests.fleet import MODEL, spec
+from tests.fleet import MODEL
 from tests.wire.browser import Answer, Browser, connect
 from tests.wire.browser import said as said_by
 from tests.wire.conftest import SchedulerHost, Wire, WorkerHost, eventually, fixture
-from tests.wire.gateway_host import CHAT, Gateway
+from tests.wire.gateway_host import CHAT, Gateway, before_worker
 
 
 @fixture()
 async def gateway(wire: Wire, scheduler: SchedulerHost, worker: WorkerHost) -> AsyncIterator[Gateway]:
-    """A gateway in front of one worker."""
-    scheduler.join(replace(spec(), address=worker.address))
-    workers = GenerationClients()
-    async with Gateway(Dispatcher(wire.routing_client(scheduler), workers, MonotonicClock())) as gateway:
-        gateway.serves(MODEL)
+    async with before_worker(wire, scheduler, worker) as gateway:
         yield gateway
-    await workers.close()
-
-
-@fixture()
-async def browser(gateway: Gateway) -> AsyncIterator[Browser]:
-    browser = await connect(gateway)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

@@ -172,6 +172,24 @@ async def test_the_engine_s_error_arrives_as_it_is(worker: WorkerHost, door: Doo
 
 
 @both_doors
+async def test_an_event_that_no_message_can_carry_ends_its_request_here_and_in_the_engine(
+    worker: WorkerHost, door: Door
+) -> None:
+    answer = asyncio.ensure_future(door(worker, ask(ticket=3)))
+    taken = await worker.engine.next()
+    taken.start()
+    taken.emit(Delta(text="half a pair: \ud83d"))
+    taken.say("and more")
+    *_, failed = await answer
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, EngineFailed)
+    await soon(worker.sessions.idle())
+    assert worker.engine.aborted == ["r#1"]
+    assert worker.sessions.ends == {EngineFailed.reason: 1}
+    assert told(worker) == {3: TicketPhase.FINISHED}
+
+
+@both_doors
 async def test_a_request_that_ended_is_not_aborted_at_the_engine(worker: WorkerHost, door: Door) -> None:
     first = asyncio.ensure_future(door(worker, ask()))
     (await worker.engine.next()).answer("one")

@@ -11,15 +11,17 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 
 from lbcore.api.v1 import generation_pb2
-from lbcore.errors import BodyTooLarge, DeadlineExceeded, WorkerUnreachable
+from lbcore.errors import BodyTooLarge, DeadlineExceeded, InvalidRequest, WorkerUnreachable
 from lbcore.generation import Delta, Dialect, Event, Finished, GenerationRequest, Started
 from lbcore.types import Epoch, Target, WorkerId
 from lbcore.wire import channel, clients, outbox
 from lbcore.wire.channel import new_server
 from lbcore.wire.clients import GenerationClient, GenerationClients
-from tests.fakes import settle
+from lbcore.wire.mux import MuxClient
+from tests.fakes import Signal, settle
 from tests.wire.conftest import Host, ReadCall, Wire, WorkerHost, all_events, begin, failure_of, soon
 
 
@@ -330,6 +332,89 @@ async def test_a_body_that_no_message_can_carry_fails_alone(
     (await worker.engine.next()).answer("one")
     assert (await all_events(good))[-1] == Finished(10, 0, 1)
     assert channel.MAX_MESSAGE_BYTES > 100
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [ask("half a pair: \ud83d"), ask("bad")._replace(priority=2**40)],
+    ids=["no text", "no number"],
+)
+async def test_a_call_that_no_message_can_carry_is_refused_alone(
+    wire: Wire, worker: WorkerHost, bad: GenerationRequest
+) -> None:
+    client = wire.generation_client(worker)
+    before, refused, after = (begin(client, request) for request in (ask("before"), bad, ask("after")))
+    error = await failure_of(refused)
+    assert isinstance(error, InvalidRequest)
+    assert "cannot be sent" in error.message
+    for call in (before, after):
+        (await worker.engine.next()).answer("one")
+        assert (await all_events(call))[-1] == Finished(10, 0, 1)
+    assert client.idle
+    assert len(worker.engine.requests) == 2
+
+
+async def test_a_call_that_no_message_can_carry_and_nobody_wants_any_more_says_nothing(
+    wire: Wire, worker: WorkerHost
+) -> None:
+    client = wire.generation_client(worker)
+    refused, other = begin(client, ask("half a pair: \ud83d")), begin(client, ask("other"))
+    refused.cancel()
+    waiting = asyncio.ensure_future(refused.events())
+    (await worker.engine.next()).answer("one")
+    await all_events(other)
+    assert not waiting.done()
+    waiting.cancel()
+
+
+class Lossy:
+    """A stream to a worker's GenerateStream that notes how it was lost."""
+
+    def __init__(self, wire: Wire, worker: WorkerHost) -> None:
+        self.lost = Signal()
+        self.losses = 0
+        self.build_error: Exception | None = None
+        self.deliver_error: Exception | None = None
+        stub = wire.generation_stub(worker)
+        self.mux: MuxClient[int, object] = MuxClient(stub.GenerateStream, self._build, self._deliver, self._lose)
+
+    def _build(self, call_ids: list[int]) -> generation_pb2.GenerateStreamRequest:
+        if self.build_error is not None:
+            raise self.build_error
+        # Without input, so that each is answered at once.
+        return generation_pb2.GenerateStreamRequest(
+            calls=[generation_pb2.GenerateCall(call_id=call_id) for call_id in call_ids]
+        )
+
+    def _deliver(self, message: object) -> None:
+        if self.deliver_error is not None:
+            raise self.deliver_error
+
+    def _lose(self, error: grpc.RpcError | None) -> None:
+        self.losses += 1
+        self.lost.tell()
+
+
+@pytest.mark.parametrize(
+    ("half", "event"),
+    [("build_error", "stream_write_failed"), ("deliver_error", "stream_read_failed")],
+    ids=["written", "read"],
+)
+async def test_what_goes_wrong_on_a_stream_is_logged_and_loses_it_and_the_next_is_a_new_one(
+    wire: Wire, worker: WorkerHost, half: str, event: str
+) -> None:
+    stream = Lossy(wire, worker)
+    setattr(stream, half, RuntimeError("Broken."))
+    for losses in (1, 2):
+        with structlog.testing.capture_logs() as logs:
+            stream.mux.send(losses)
+            await stream.lost.until(lambda expected=losses: stream.losses == expected)
+        assert [(entry["event"], entry["log_level"]) for entry in logs if entry["log_level"] == "error"] == [
+            (event, "error")
+        ]
+        assert not stream.mux.is_open
+    await stream.mux.close()
+    assert stream.losses == 2
 
 
 async def test_a_worker_that_forgets_its_deadline_is_given_up(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from lbcore.api.v1 import routing_pb2
-from lbcore.errors import DeadlineExceeded, LoadBalancerError, NoReadyWorker
+from lbcore.errors import DeadlineExceeded, InvalidRequest, LoadBalancerError, NoReadyWorker
 from lbcore.generation import Dialect, Event, Failed, GenerationRequest
-from lbcore.types import Route, RouteFacts
+from lbcore.types import Route, RouteFacts, Ticket
+from lbcore.wire import clients, outbox
 from lbcore.wire.clients import Call, Question, RoutingClient
+from lbcore.wire.outbox import MAX_BATCH_ITEMS
 from tests.fakes import Signal, settle
 from tests.fleet import MODEL, spec
 from tests.wire.conftest import SchedulerHost, Wire, WorkerHost
@@ -22,11 +24,11 @@ FACTS = RouteFacts("r", MODEL, prompt_bytes=4000)
 class Asker:
     """Asks, and notes what it hears."""
 
-    def __init__(self, client: RoutingClient, timeout_s: float | None = None) -> None:
+    def __init__(self, client: RoutingClient, timeout_s: float | None = None, facts: RouteFacts = FACTS) -> None:
         self.heard: list[Route | LoadBalancerError] = []
         self.happened = Signal()
         self.on_answer: Callable[[], None] = lambda: None
-        self.question: Question = client.ask(FACTS, self._hear, (), timeout_s)
+        self.question: Question = client.ask(facts, self._hear, (), timeout_s)
 
     def _hear(self, answer: Route | LoadBalancerError) -> None:
         self.heard.append(answer)
@@ -207,6 +209,86 @@ async def test_a_closed_client_refuses_a_question_unless_it_is_cancelled_before(
     assert isinstance(await asker.answer(), NoReadyWorker)
     await settle()
     assert cancelled.heard == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [FACTS._replace(session_id="half a pair: \ud83d"), FACTS._replace(prefix_hashes=(-1,))],
+    ids=["no text", "no number"],
+)
+@pytest.mark.parametrize("timeout_s", [None, 60.0])
+async def test_a_question_that_no_message_can_carry_is_refused_alone(
+    wire: Wire, scheduler: SchedulerHost, bad: RouteFacts, timeout_s: float | None
+) -> None:
+    scheduler.join(spec())
+    client = wire.routing_client(scheduler)
+    before, refused, after = (Asker(client, timeout_s, facts) for facts in (FACTS, bad, FACTS))
+    assert refused.heard == []
+    error = await refused.answer()
+    assert isinstance(error, InvalidRequest)
+    assert "cannot be sent" in error.message
+    for asker in (before, after):
+        assert isinstance(await asker.answer(), Route)
+    assert scheduler.credit()[0] == 2
+
+
+async def test_a_question_that_no_message_can_carry_and_nobody_asks_any_more_hears_nothing(
+    wire: Wire, scheduler: SchedulerHost
+) -> None:
+    scheduler.join(spec())
+    client = wire.routing_client(scheduler)
+    refused, other = Asker(client, facts=FACTS._replace(session_id="half a pair: \ud83d")), Asker(client)
+    refused.question.cancel()
+    await other.answer()
+    await settle()
+    assert refused.heard == []
+
+
+class Scribe:
+    """Notes how many questions each message held."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts: list[int] = []
+        build = clients._route_batch
+
+        def note(items: list[Question | Ticket]) -> routing_pb2.RouteStreamRequest:
+            self.counts.append(len(items))
+            return build(items)
+
+        monkeypatch.setattr(clients, "_route_batch", note)
+
+
+async def test_questions_too_many_for_one_message_travel_in_several(
+    wire: Wire, scheduler: SchedulerHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.join(spec())
+    scribe = Scribe(monkeypatch)
+    client = wire.routing_client(scheduler)
+    askers = [Asker(client) for _ in range(MAX_BATCH_ITEMS + 1)]
+    assert all([isinstance(await asker.answer(), Route) for asker in askers])
+    assert scribe.counts == [MAX_BATCH_ITEMS, 1]
+
+
+@pytest.mark.parametrize(
+    "long",
+    [
+        RouteFacts("r" * 600, MODEL),
+        RouteFacts("r", "m" * 600),
+        RouteFacts("r", MODEL, session_id="s" * 600),
+        RouteFacts("r", MODEL, prefix_hashes=(1,) * 75),
+    ],
+    ids=["request", "model", "session", "hashes"],
+)
+async def test_questions_too_long_for_one_message_travel_in_several(
+    wire: Wire, scheduler: SchedulerHost, long: RouteFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.join(spec(models=(MODEL, long.model)))
+    monkeypatch.setattr(outbox, "MAX_BATCH_BYTES", 1000)
+    scribe = Scribe(monkeypatch)
+    client = wire.routing_client(scheduler)
+    askers = [Asker(client, facts=facts) for facts in (long, long, FACTS, FACTS)]
+    assert all([isinstance(await asker.answer(), Route) for asker in askers])
+    assert scribe.counts == [1, 3]
 
 
 async def test_a_call_that_is_cancelled_as_others_are_lost_hears_nothing(wire: Wire, worker: WorkerHost) -> None:

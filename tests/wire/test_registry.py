@@ -9,9 +9,11 @@ import pytest
 
 from lbcore.api.v1 import load_pb2, registry_pb2
 from lbcore.errors import InvalidRequest, LeaseLost, NameTaken, NotFound
+from lbcore.scheduler import registry_service
 from lbcore.scheduler.app import sweep
+from lbcore.scheduler.registry_service import FEW_UPDATES
 from lbcore.types import EndpointState, LoadReport, RouteFacts, Ticket, TicketPhase, TicketUpdate, WorkerId
-from lbcore.wire.convert import spec_to_proto
+from lbcore.wire.convert import load_to_proto, spec_to_proto
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
 from tests.wire.conftest import LEASE_S, REPORT_INTERVAL_S, SchedulerHost, Wire, fixture, in_state, soon
@@ -55,6 +57,19 @@ async def test_every_report_is_taken_in_and_acknowledged(wire: Wire, scheduler: 
         endpoint = scheduler.endpoint("w0")
         assert endpoint is not None
         assert endpoint.load.running_requests == sequence
+
+
+async def test_of_reports_with_little_news_one_in_sixteen_is_acknowledged_and_one_with_much_at_once(
+    wire: Wire, scheduler: SchedulerHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_service, "ACK_EVERY", 16)
+    connection = wire.connection(scheduler)
+    await connection.register(spec())
+    for sequence in range(1, 17):
+        await connection.send(load_report=load_to_proto(LoadReport(sequence)))
+    assert (await connection.receive()).report_ack.sequence == 16
+    news = tuple(TicketUpdate(Ticket(number), TicketPhase.FINISHED) for number in range(1, FEW_UPDATES + 2))
+    assert await connection.report(LoadReport(17, ticket_updates=news)) == 17
 
 
 async def test_a_report_renews_the_lease(wire: Wire, scheduler: SchedulerHost) -> None:

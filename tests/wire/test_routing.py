@@ -26,7 +26,7 @@ from lbcore.types import (
 )
 from lbcore.wire import clients
 from lbcore.wire.clients import RoutingClient
-from lbcore.wire.convert import facts_to_proto, route_from_proto
+from lbcore.wire.convert import route_from_proto, write_facts
 from lbcore.wire.status import error_from_rpc
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
@@ -37,6 +37,13 @@ ONE_AT_A_TIME = Capacity(max_sequences=1)
 
 def facts(model: str = MODEL, **more: Any) -> RouteFacts:
     return RouteFacts("r", model, **more)
+
+
+def question_of(facts: RouteFacts) -> routing_pb2.RouteRequest:
+    """A question as it travels."""
+    message = routing_pb2.RouteRequest()
+    write_facts(facts, (), None, message)
+    return message
 
 
 Ask = Callable[[RouteFacts], Awaitable[Route]]
@@ -51,7 +58,7 @@ async def ask(request: pytest.FixtureRequest, wire: Wire, scheduler: SchedulerHo
 
     async def unary(facts: RouteFacts) -> Route:
         try:
-            return route_from_proto(await stub.Route(facts_to_proto(facts)))
+            return route_from_proto(await stub.Route(question_of(facts)))
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
 
@@ -236,7 +243,7 @@ async def test_abandoned_tickets_are_given_back_even_when_the_answer_is_a_refusa
 async def test_release_counts_what_was_booked_once(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(spec())
     stub = wire.routing_stub(scheduler)
-    tickets = [(await stub.Route(facts_to_proto(facts()))).ticket for _ in range(3)]
+    tickets = [(await stub.Route(question_of(facts()))).ticket for _ in range(3)]
     first = await stub.Release(routing_pb2.ReleaseRequest(tickets=[*tickets[:2], 0, 2**64 - 1]))
     second = await stub.Release(routing_pb2.ReleaseRequest(tickets=tickets))
     assert (first.released_count, second.released_count) == (2, 1)
@@ -328,7 +335,7 @@ async def test_a_scheduler_back_on_its_port_answers_the_next_question(wire: Wire
 async def test_a_client_that_has_said_all_still_gets_its_answers(wire: Wire, scheduler: SchedulerHost) -> None:
     scheduler.join(spec())
     stream = wire.routing_stub(scheduler).RouteStream()
-    calls = [routing_pb2.RouteCall(call_id=number, request=facts_to_proto(facts())) for number in range(3)]
+    calls = [routing_pb2.RouteCall(call_id=number, request=question_of(facts())) for number in range(3)]
     await stream.write(routing_pb2.RouteStreamRequest(calls=calls))
     await stream.done_writing()
     assert sorted(result.call_id for result in (await soon(stream.read())).results) == [0, 1, 2]
@@ -360,7 +367,7 @@ async def test_a_strange_question_spoils_no_other_on_its_stream(
     scheduler.join(spec())
     stream = wire.routing_stub(scheduler).RouteStream()
     strange = routing_pb2.RouteCall(call_id=1, request=routing_pb2.RouteRequest(**question))
-    good = routing_pb2.RouteCall(call_id=2, request=facts_to_proto(facts()))
+    good = routing_pb2.RouteCall(call_id=2, request=question_of(facts()))
     for calls in ([strange, good], [strange, good]):
         await stream.write(routing_pb2.RouteStreamRequest(calls=calls))
         results = {result.call_id: result for result in (await soon(stream.read())).results}

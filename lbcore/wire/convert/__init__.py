@@ -8,7 +8,7 @@ from lbcore.wire.convert.generation import (
     response_from_event,
     write_generation,
 )
-from lbcore.wire.convert.routing import facts_from_proto, facts_to_proto, route_from_proto, route_to_proto, write_facts
+from lbcore.wire.convert.routing import facts_from_proto, route_from_proto, route_to_proto, write_facts
 from lbcore.wire.convert.workers import (
     load_from_proto,
     load_to_proto,
@@ -22,7 +22,6 @@ __all__ = [
     "call_events",
     "event_from_proto",
     "facts_from_proto",
-    "facts_to_proto",
     "generation_from_proto",
     "generation_to_proto",
     "load_from_proto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
 
 import orjson
@@ -32,6 +33,7 @@ _FINISH = {
     FinishReason.TOOL_CALLS: generation_pb2.FINISH_REASON_TOOL_CALLS,
     FinishReason.CONTENT_FILTER: generation_pb2.FINISH_REASON_CONTENT_FILTER,
 }
+_NO_MESSAGE = "The engine answered with something that cannot be passed on."
 _new = tuple.__new__
 _FINISH_BACK = {number: reason for reason, number in _FINISH.items()}
 
@@ -122,24 +124,34 @@ def _json_number(value: object, param: str) -> object:
 
 
 def response_from_event(event: Started | Delta | Embedding | Finished) -> generation_pb2.GenerateResponse:
-    """An event as a message of Generate."""
-    match event:
-        case Delta():
-            return generation_pb2.GenerateResponse(delta=_delta_to_proto(event))
-        case Started():
-            return generation_pb2.GenerateResponse(started=_started_to_proto(event))
-        case Embedding():
-            return generation_pb2.GenerateResponse(embedding=_embedding_to_proto(event))
-        case Finished():
-            return generation_pb2.GenerateResponse(finished=_finished_to_proto(event))
+    """An event as a message of Generate.
+
+    Raises:
+        EngineFailed: no message can carry it: text that is no Unicode, a number out of range.
+    """
+    try:
+        match event:
+            case Delta():
+                return generation_pb2.GenerateResponse(delta=_delta_to_proto(event))
+            case Started():
+                return generation_pb2.GenerateResponse(started=_started_to_proto(event))
+            case Embedding():
+                return generation_pb2.GenerateResponse(embedding=_embedding_to_proto(event))
+            case Finished():
+                return generation_pb2.GenerateResponse(finished=_finished_to_proto(event))
+    except (ValueError, TypeError) as error:
+        raise EngineFailed(_NO_MESSAGE) from error
 
 
-def call_events(numbered: list[tuple[int, Event, bool]]) -> generation_pb2.GenerateStreamResponse:
+def call_events(
+    numbered: list[tuple[int, Event, bool]], refuse: Callable[[int, EngineFailed], None]
+) -> generation_pb2.GenerateStreamResponse:
     """Events as one message of GenerateStream, each with the number of its call and whether token ids are told.
 
-    One that no message can carry (text that is no Unicode, a number out of range) becomes the failure of its call: the
-    other calls on the stream have no part in it.
+    One that no message can carry (text that is no Unicode, a number out of range) becomes the failure of its call, the
+    last that the message says of it, and `refuse` hears of both: the other calls on the stream have no part in it.
     """
+    refused: set[int] = set()
     message = generation_pb2.GenerateStreamResponse()
     add = message.events.add
     for call_id, event, with_token_ids in numbered:
@@ -159,10 +171,27 @@ def call_events(numbered: list[tuple[int, Event, bool]]) -> generation_pb2.Gener
             elif type(event) is Failed:
                 entry.failure.CopyFrom(failure_from_error(event.error))
         except (ValueError, TypeError):
-            entry.failure.CopyFrom(
-                failure_from_error(EngineFailed("The engine answered with something that cannot be passed on."))
-            )
-    return message
+            error = EngineFailed(_NO_MESSAGE)
+            entry.failure.CopyFrom(failure_from_error(error))
+            if call_id not in refused:
+                refused.add(call_id)
+                refuse(call_id, error)
+    return _up_to_the_failure(message, refused) if refused else message
+
+
+def _up_to_the_failure(
+    message: generation_pb2.GenerateStreamResponse, refused: set[int]
+) -> generation_pb2.GenerateStreamResponse:
+    """The message without what follows the failures of these calls."""
+    kept: list[generation_pb2.CallEvent] = []
+    ended: set[int] = set()
+    for entry in message.events:
+        if entry.call_id in ended:
+            continue
+        kept.append(entry)
+        if entry.call_id in refused and entry.HasField("failure"):
+            ended.add(entry.call_id)
+    return generation_pb2.GenerateStreamResponse(events=kept)
 
 
 def event_from_proto(message: generation_pb2.CallEvent | generation_pb2.GenerateResponse) -> Event | None:

@@ -39,13 +39,6 @@ def write_facts(
         message.abandoned_tickets.extend(abandoned)
 
 
-def facts_to_proto(facts: RouteFacts) -> routing_pb2.RouteRequest:
-    """A question as a message."""
-    message = routing_pb2.RouteRequest()
-    write_facts(facts, (), None, message)
-    return message
-
-
 def facts_from_proto(message: routing_pb2.RouteRequest) -> RouteFacts:
     """A question as a value.
 

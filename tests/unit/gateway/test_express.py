@@ -121,20 +121,27 @@ class FakeTransport:
 
     def __init__(self) -> None:
         self.written = b""
+        self.unread = 0
+        """Bytes that the client has not taken."""
         self.is_reading = True
         self.is_closed = False
+        self.is_aborted = False
 
     def write(self, data: bytes) -> None:
         self.written += data
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unread
 
     def is_closing(self) -> bool:
         return self.is_closed
 
     def close(self) -> None:
         self.is_closed = True
+
+    def abort(self) -> None:
+        self.is_aborted = True
+        self.close()
 
     def pause_reading(self) -> None:
         self.is_reading = False
@@ -178,7 +185,6 @@ class Scene:
         transport: Any = self.transport
         # The connection insists on one of asyncio's.
         self.connection.transport = transport
-        self.connection.idle_since = 0.0
 
     @property
     def ids(self) -> list[str]:
@@ -255,6 +261,86 @@ async def test_a_client_that_sends_much_ahead_is_not_read_until_its_turn() -> No
     await settle()
     assert scene.ids == ["a", "b"]
     assert scene.transport.is_reading
+
+
+async def test_of_all_that_is_sent_ahead_little_waits_here_and_everything_is_asked_in_its_turn() -> None:
+    scene = Scene()
+    body = BODY[:-1] + b" " * 20_000 + b"}"
+    names = [f"r{number}" for number in range(100)]
+    ahead = iter(names)
+    for name in ahead:
+        scene.connection.data_received(request(name, body))
+        if not scene.transport.is_reading:
+            break
+    pauses = 1
+    assert MAX_WAITING_BYTES < len(scene.connection._waiting) < MAX_WAITING_BYTES + len(request("r99", body))
+    while len(scene.asked) < len(names):
+        scene.asked[-1].answer()
+        await settle(2)
+        while scene.transport.is_reading and (name := next(ahead, "")):
+            scene.connection.data_received(request(name, body))
+            pauses += not scene.transport.is_reading
+        assert len(scene.connection._waiting) < MAX_WAITING_BYTES + len(request("r99", body))
+    assert scene.ids == names
+    assert pauses > 10
+
+
+async def test_a_client_that_does_not_read_its_answer_is_asked_for_the_next_when_it_has() -> None:
+    scene = Scene()
+    scene.connection.data_received(request("a") + request("b"))
+    scene.connection.pause_writing()
+    scene.asked[0].answer()
+    await settle()
+    scene.connection.data_received(request("c"))
+    await settle()
+    assert scene.ids == ["a"]
+    scene.connection.resume_writing()
+    assert scene.ids == ["a", "b"]
+    scene.asked[1].answer()
+    await settle()
+    assert scene.ids == ["a", "b", "c"]
+
+
+async def test_a_client_that_asks_on_and_on_without_reading_is_not_read_either() -> None:
+    scene = Scene()
+    scene.connection.data_received(request("a"))
+    scene.connection.pause_writing()
+    scene.asked[0].answer()
+    body = BODY[:-1] + b" " * MAX_WAITING_BYTES + b"}"
+    scene.connection.data_received(request("b", body))
+    await settle()
+    assert scene.ids == ["a"]
+    assert not scene.transport.is_reading
+    scene.connection.resume_writing()
+    assert scene.ids == ["a", "b"]
+    assert scene.transport.is_reading
+
+
+async def test_a_client_that_has_read_its_answer_before_it_asks_again_is_served_at_once() -> None:
+    scene = Scene()
+    scene.connection.data_received(request("a"))
+    scene.connection.pause_writing()
+    scene.asked[0].answer()
+    scene.connection.resume_writing()
+    scene.connection.data_received(request("b"))
+    assert scene.ids == ["a", "b"]
+
+
+async def test_what_waits_for_a_client_to_read_is_forgotten_when_it_goes_away_or_the_server_stops() -> None:
+    for is_stopped in (False, True):
+        scene = Scene()
+        scene.connection.data_received(request("a") + request("b"))
+        scene.connection.pause_writing()
+        scene.asked[0].answer()
+        if is_stopped:
+            scene.connection.stop()
+            assert scene.transport.is_closed
+            scene.connection.resume_writing()
+        else:
+            scene.transport.is_closed = True
+            scene.connection.connection_lost(None)
+        await settle()
+        assert scene.ids == ["a"]
 
 
 async def test_a_client_that_goes_away_cancels_its_request_and_what_waits_is_forgotten() -> None:

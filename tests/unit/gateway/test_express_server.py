@@ -1,4 +1,4 @@
-"""Connections that nobody uses: closed when their time is over, and looked for only while there are any."""
+"""Connections on which nothing comes: closed when their time is over, and looked for only while there are any."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from gateway.config import GatewayConfig
 from gateway.exchange import Exchanges
-from gateway.express import IDLE_S, Connection, Server
+from gateway.express import IDLE_S, LOOKS, STALLED_S, Connection, Server
 from gateway.fleet import Fleet
 from gateway.metrics import GatewayMetrics
-from tests.fakes import ManualClock
+from tests.fakes import ManualClock, settle
 from tests.unit.gateway.test_express import Asked, FakeTransport, request
 
 
@@ -57,19 +57,33 @@ class FakeLoop:
 
 
 class Fixed(FakeTransport, asyncio.Transport):
-    """A connection that tells its protocol when it was closed, as asyncio does."""
+    """A connection that tells its protocol when it was closed, as asyncio does: not before its client has read all."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
         self._connection = connection
 
+        self._is_lost = False
+
     def close(self) -> None:
-        if not self.is_closed:
-            super().close()
-            self._connection.connection_lost(None)
+        self.is_closed = True
+        if not self.unread:
+            self._lose()
 
     def abort(self) -> None:
-        self.close()
+        self.is_closed = self.is_aborted = True
+        self._lose()
+
+    def read_all(self) -> None:
+        """Its client has read everything."""
+        self.unread = 0
+        if self.is_closed:
+            self._lose()
+
+    def _lose(self) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            self._connection.connection_lost(None)
 
 
 class Scene:
@@ -130,12 +144,59 @@ async def test_a_connection_with_a_request_is_left_alone_however_long_it_takes()
     assert transport.is_closed
 
 
-async def test_a_connection_whose_body_is_on_its_way_is_not_idle() -> None:
+async def test_a_body_may_take_any_time_as_long_as_something_of_it_comes() -> None:
+    scene = Scene()
+    connection, transport = scene.connect()
+    whole = request("a")
+    connection.data_received(whole[:-10])
+    for at in range(len(whole) - 10, len(whole)):
+        scene.loop.elapse(IDLE_S - 1)
+        assert not transport.is_closed
+        connection.data_received(whole[at : at + 1])
+    scene.asked[0].answer()
+    assert transport.written
+
+
+async def test_half_a_body_behind_which_nothing_comes_is_closed_when_its_time_is_over() -> None:
     scene = Scene()
     connection, transport = scene.connect()
     connection.data_received(request("a")[:-10])
-    scene.loop.elapse(2 * IDLE_S)
+    scene.loop.elapse(IDLE_S / 2)
+    connection.data_received(request("a")[-10:-5])
+    scene.loop.elapse(IDLE_S)
     assert not transport.is_closed
+    scene.loop.elapse(IDLE_S / LOOKS + 1)
+    assert transport.is_closed
+    assert not transport.is_aborted
+    assert scene.asked == []
+
+
+async def test_a_client_that_does_not_read_its_last_answer_is_cut_off_when_its_time_is_over() -> None:
+    scene = Scene()
+    connection, transport = scene.connect()
+    connection.data_received(request("a"))
+    transport.unread = 1000
+    scene.asked[0].answer()
+    scene.loop.elapse(IDLE_S)
+    assert not transport.is_closed
+    scene.loop.elapse(2 * IDLE_S / LOOKS + 1)
+    assert transport.is_aborted
+    assert scene.loop.timers == []
+
+
+async def test_a_client_that_reads_its_last_answer_slowly_may_take_any_time() -> None:
+    scene = Scene()
+    connection, transport = scene.connect()
+    connection.data_received(request("a"))
+    transport.unread = 1000
+    scene.asked[0].answer()
+    for _ in range(10):
+        scene.loop.elapse(IDLE_S / 2)
+        transport.unread -= 100
+        assert not transport.is_closed
+    scene.loop.elapse(2 * IDLE_S)
+    assert transport.is_closed
+    assert not transport.is_aborted
 
 
 async def test_nobody_looks_while_there_are_no_connections_and_again_when_there_are() -> None:
@@ -159,15 +220,74 @@ async def test_many_connections_share_one_look() -> None:
     assert not late.is_closed
 
 
-async def test_nobody_looks_any_more_when_the_server_stops() -> None:
+async def test_a_server_that_stops_waits_for_what_runs_and_then_looks_no_more() -> None:
     scene = Scene()
-    _, transport = scene.connect()
+    _, idle = scene.connect()
     connection, busy = scene.connect()
     connection.data_received(request("a"))
-    scene.server.pre_shutdown()
-    assert transport.is_closed
+    stopping = asyncio.ensure_future(scene.server.shutdown())
+    await settle()
+    assert idle.is_closed
+    scene.loop.elapse(100 * IDLE_S)
+    await settle()
     assert not busy.is_closed
-    assert all(timer.is_cancelled for timer in scene.loop.timers)
+    assert not stopping.done()
     scene.asked[0].answer()
+    await settle()
     assert busy.is_closed
     assert b"Connection: close\r\n" in busy.written
+    assert stopping.done()
+    assert all(timer.is_cancelled for timer in scene.loop.timers)
+
+
+async def test_a_server_that_stops_waits_for_a_body_only_as_long_as_something_of_it_comes() -> None:
+    scene = Scene()
+    connection, transport = scene.connect()
+    whole = request("a")
+    connection.data_received(whole[:-10])
+    stopping = asyncio.ensure_future(scene.server.shutdown())
+    await settle()
+    for at in range(len(whole) - 10, len(whole) - 5):
+        scene.loop.elapse(STALLED_S - 1)
+        assert not transport.is_closed
+        connection.data_received(whole[at : at + 1])
+    scene.loop.elapse(STALLED_S)
+    assert not transport.is_closed
+    scene.loop.elapse(STALLED_S / LOOKS + 1)
+    assert transport.is_closed
+    await settle()
+    assert stopping.done()
+    assert scene.asked == []
+
+
+async def test_a_body_that_is_complete_after_the_server_began_to_stop_is_answered() -> None:
+    scene = Scene()
+    connection, transport = scene.connect()
+    connection.data_received(request("a")[:-10])
+    stopping = asyncio.ensure_future(scene.server.shutdown())
+    await settle()
+    scene.loop.elapse(STALLED_S - 1)
+    connection.data_received(request("a")[-10:])
+    scene.loop.elapse(IDLE_S)
+    scene.asked[0].answer()
+    assert b"Connection: close\r\n" in transport.written
+    assert transport.is_closed
+    await settle()
+    assert stopping.done()
+
+
+async def test_a_client_may_read_its_last_answer_as_long_as_the_server_waits() -> None:
+    scene = Scene()
+    connection, transport = scene.connect()
+    connection.data_received(request("a"))
+    transport.unread = 1000
+    scene.asked[0].answer()
+    stopping = asyncio.ensure_future(scene.server.shutdown())
+    await settle()
+    scene.loop.elapse(100 * IDLE_S)
+    await settle()
+    assert not transport.is_aborted
+    assert not stopping.done()
+    transport.read_all()
+    await settle()
+    assert stopping.done()

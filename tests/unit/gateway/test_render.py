@@ -224,7 +224,7 @@ def test_the_openai_client_reads_a_stream() -> None:
     deltas = [Delta(text=text) for text in ODD]
     options = {"include_usage": True}
     frames = chunks_of(Dialect.CHAT, stream_options=options).render([STARTED, *deltas, STOPPED, FINISHED])
-    with client_of(200, EVENT_STREAM, sse.KEEP_ALIVE + frames) as client:
+    with client_of(200, EVENT_STREAM, frames) as client:
         stream = client.chat.completions.create(
             model="demo",
             messages=[{"role": "user", "content": "Hi"}],

@@ -23,19 +23,6 @@ def test_an_error_event_is_the_error_object_and_no_done() -> None:
     assert json.loads(frame.removeprefix(b"data: "))["error"]["code"] == "stream_interrupted"
 
 
-@pytest.mark.parametrize("text", ["hello", "two\nlines", "a\r\nb", "", "\u2028 ü"])
-def test_a_comment_stays_one_comment(text: str) -> None:
-    frame = sse.comment(text)
-    assert frame.startswith(b": ")
-    assert frame.endswith(b"\n\n")
-    assert len(frame.decode().splitlines()) == 2
-
-
-def test_keep_alive_is_a_comment() -> None:
-    assert sse.KEEP_ALIVE.startswith(b":")
-    assert sse.KEEP_ALIVE.endswith(b"\n\n")
-
-
 @pytest.mark.parametrize("end_of_line", ["\x85", "\u2028", "\u2029"])
 def test_ends_of_line_that_are_none_in_json_are_escaped(end_of_line: str) -> None:
     data = json.dumps({"a": f"x{end_of_line}ü"}, ensure_ascii=False).encode()

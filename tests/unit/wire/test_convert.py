@@ -185,9 +185,20 @@ def test_a_request_survives_and_its_body_byte_for_byte(request: GenerationReques
     assert convert.generation_from_proto(convert.generation_to_proto(request)) == request
 
 
+def question_of(facts: RouteFacts) -> routing_pb2.RouteRequest:
+    """A question as it travels."""
+    message = routing_pb2.RouteRequest()
+    convert.write_facts(facts, (), None, message)
+    return message
+
+
+def never(call_id: int, error: EngineFailed) -> None:
+    raise AssertionError("every event can be carried")
+
+
 def entry_of(event: Event, with_token_ids: bool = True) -> generation_pb2.CallEvent:
     """An event of call 7 as it travels among others."""
-    [entry] = convert.call_events([(7, event, with_token_ids)]).events
+    [entry] = convert.call_events([(7, event, with_token_ids)], never).events
     return entry
 
 
@@ -198,7 +209,7 @@ def as_read(event: Event, with_token_ids: bool) -> Event:
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), good_events, st.booleans())))
 def test_events_that_travel_together_keep_their_order_and_their_calls(numbered: list[tuple[int, Event, bool]]) -> None:
-    message = convert.call_events(numbered)
+    message = convert.call_events(numbered, never)
     assert [(entry.call_id, convert.event_from_proto(entry)) for entry in message.events] == [
         (number, as_read(event, with_token_ids)) for number, event, with_token_ids in numbered
     ]
@@ -283,15 +294,37 @@ def test_an_event_of_a_later_version_is_no_event() -> None:
     [Delta(text="\ud83d"), Delta(token_ids=(-1,)), Delta(choice=2**32), Started(-1), Finished(0, 0, 2**32)],
     ids=["half a pair", "negative token", "huge choice", "negative count", "huge count"],
 )
-def test_an_event_that_no_message_can_carry_fails_its_call_and_no_other(event: Event) -> None:
-    before, entry, after = convert.call_events(
-        [(6, Delta(text="a"), True), (7, event, True), (8, Delta(text="b"), True)]
-    ).events
+def test_an_event_that_no_message_can_carry_is_the_end_of_its_call_and_of_no_other(event: Event) -> None:
+    refused: list[tuple[int, EngineFailed]] = []
+    message = convert.call_events(
+        [
+            (6, Delta(text="a"), True),
+            (7, Delta(text="said"), True),
+            (7, event, True),
+            (8, Delta(text="b"), True),
+            (7, Delta(text="unsaid"), True),
+            (7, event, True),
+            (7, Finished(0, 0, 0), True),
+        ],
+        lambda call_id, error: refused.append((call_id, error)),
+    )
+    *others, entry, last = message.events
     arrived = convert.event_from_proto(entry)
-    assert entry.call_id == 7
+    [(call_id, error)] = refused
+    assert entry.call_id == call_id == 7
     assert isinstance(arrived, Failed)
     assert isinstance(arrived.error, EngineFailed)
-    assert [convert.event_from_proto(other) for other in (before, after)] == [Delta(text="a"), Delta(text="b")]
+    assert arrived.error.message == error.message
+    assert [(other.call_id, convert.event_from_proto(other)) for other in (*others, last)] == [
+        (6, Delta(text="a")),
+        (7, Delta(text="said")),
+        (8, Delta(text="b")),
+    ]
+
+
+def test_generate_says_of_what_no_message_can_carry_that_the_engine_failed() -> None:
+    with pytest.raises(EngineFailed):
+        convert.response_from_event(Delta(text="\ud83d"))
 
 
 @pytest.mark.parametrize(
@@ -396,7 +429,7 @@ def test_a_request_without_input_is_refused_by_name() -> None:
 )
 def test_a_limit_that_no_message_can_carry_is_the_nearest_that_one_can(asked: int, sent: int) -> None:
     # A caller's own number: what it does to the answer is for the engine to say, and it will.
-    message = convert.facts_to_proto(RouteFacts("r", "m", prompt_bytes=asked, max_output_tokens=asked))
+    message = question_of(RouteFacts("r", "m", prompt_bytes=asked, max_output_tokens=asked))
     assert (message.max_output_token_count, message.prompt_byte_count) == (sent, sent)
 
 
@@ -476,7 +509,7 @@ _READERS: list[tuple[Callable[[Any], object], type[Message], st.SearchStrategy[M
     (convert.spec_from_proto, worker_pb2.WorkerSpec, specs.map(convert.spec_to_proto)),
     (convert.load_from_proto, load_pb2.LoadReport, reports.map(convert.load_to_proto)),
     (convert.worker_status_from_proto, worker_pb2.WorkerStatus, statuses.map(convert.worker_status_to_proto)),
-    (convert.facts_from_proto, routing_pb2.RouteRequest, facts.map(convert.facts_to_proto)),
+    (convert.facts_from_proto, routing_pb2.RouteRequest, facts.map(question_of)),
     (convert.route_from_proto, routing_pb2.RouteResponse, routes.map(convert.route_to_proto)),
     (
         convert.generation_from_proto,

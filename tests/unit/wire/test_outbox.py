@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbcore.wire import outbox as module
-from lbcore.wire.outbox import MAX_BATCH_BYTES, Bell, Outbox
+from lbcore.wire.outbox import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Bell, Outbox
 from tests.fakes import settle
 
 
@@ -84,6 +84,15 @@ async def test_what_is_larger_than_a_message_should_be_leaves_alone(monkeypatch:
     outbox.put("huge", 5000)
     outbox.put("small", 1)
     assert [await outbox.take(), await outbox.take()] == [["huge"], ["small"]]
+
+
+async def test_more_items_than_their_reader_takes_in_one_turn_leave_in_several_messages_in_order() -> None:
+    outbox: Outbox[int] = Outbox()
+    for number in range(2 * MAX_BATCH_ITEMS + 1):
+        outbox.put(number)
+    batches = [await outbox.take() for _ in range(3)]
+    assert [len(batch) for batch in batches] == [MAX_BATCH_ITEMS, MAX_BATCH_ITEMS, 1]
+    assert [number for batch in batches for number in batch] == [*range(2 * MAX_BATCH_ITEMS + 1)]
 
 
 @given(st.lists(st.integers(0, MAX_BATCH_BYTES * 2), max_size=30))

@@ -65,14 +65,21 @@ class Request:
 
     def __init__(self, lane: Lane) -> None:
         self.errors: list[LoadBalancerError] = []
+        self.is_over = False
         self._lane = lane
         lane.stop = self.stop
 
     def say(self, *texts: str) -> None:
         for event in words(*texts):
-            if not self.errors:
+            if not (self.errors or self.is_over):
                 self._lane.put(event)
 
+    def finish(self) -> None:
+        self.is_over = True
+        if not self.errors:
+            self._lane.put(END)
+
     def stop(self, error: LoadBalancerError) -> None:
-        self.errors.append(error)
-        self._lane.put(Failed(error))
+        if not (self.errors or self.is_over):
+            self.errors.append(error)
+            self._lane.put(Failed(error))

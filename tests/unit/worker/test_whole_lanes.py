@@ -6,12 +6,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from lbcore.errors import Cancelled
 from lbcore.generation import (
     Delta,
     Embedding,
     Event,
-    Failed,
     FinishReason,
     Started,
     TokenLogprob,
@@ -21,7 +19,6 @@ from tests.unit.worker.lane_talk import (
     BROKEN,
     END,
     UNLIMITED,
-    Request,
     is_silent,
     message,
     next_message,
@@ -29,8 +26,13 @@ from tests.unit.worker.lane_talk import (
     put,
     words,
 )
-from worker import lanes as module
-from worker.lanes import BULKY_BYTES, Lanes
+from worker.lanes import BULKY_BYTES, Lane, Lanes
+
+
+@pytest.fixture
+def lane(lanes: Lanes) -> Lane:
+    """That of a caller which reads its answer as a whole."""
+    return lanes.open(1, 512, is_whole=True)
 
 
 def tokens(count: int, choice: int = 0) -> list[Delta]:
@@ -41,9 +43,9 @@ def whole_text(events: Iterable[Event]) -> str:
     return "".join(event.text for event in events if type(event) is Delta)
 
 
-async def test_of_a_whole_answer_the_first_token_leaves_at_once_and_the_others_joined_with_the_end() -> None:
-    lanes = Lanes()
-    lane = lanes.open(1, 512, is_whole=True)
+async def test_of_a_whole_answer_the_first_token_leaves_at_once_and_the_others_joined_with_the_end(
+    lanes: Lanes, lane: Lane
+) -> None:
     first, *others = tokens(20)
     put(lane, [Started(3), first])
     assert await message(lanes) == [(1, Started(3)), (1, first)]
@@ -53,27 +55,22 @@ async def test_of_a_whole_answer_the_first_token_leaves_at_once_and_the_others_j
     put(lane, [Delta(text="!", finish_reason=FinishReason.STOP), END])
     rest = Delta(text=whole_text(others) + "!", token_ids=tuple(range(1, 20)), finish_reason=FinishReason.STOP)
     assert await message(lanes) == [(1, rest), (1, END)]
-    assert 1 not in lanes
+    assert lane.is_gone
 
 
-async def test_a_whole_answer_of_one_token_is_not_kept_back() -> None:
-    lanes = Lanes()
-    lane = lanes.open(1, 512, is_whole=True)
+async def test_a_whole_answer_of_one_token_is_not_kept_back(lanes: Lanes, lane: Lane) -> None:
     only = Delta(text="a", finish_reason=FinishReason.STOP)
     put(lane, [Started(3), only, END])
     assert await message(lanes) == [(1, Started(3)), (1, only), (1, END)]
-    assert 1 not in lanes
+    assert lane.is_gone
 
 
-async def test_a_whole_answer_without_a_token_ends_all_the_same() -> None:
-    lanes = Lanes()
+async def test_a_whole_answer_without_a_token_ends_all_the_same(lanes: Lanes) -> None:
     put(lanes.open(1, 512, is_whole=True), [Started(3), END])
     assert await message(lanes) == [(1, Started(3)), (1, END)]
 
 
-async def test_a_long_whole_answer_leaves_in_bulky_pieces_before_its_end() -> None:
-    lanes = Lanes()
-    lane = lanes.open(1, 512, is_whole=True)
+async def test_a_long_whole_answer_leaves_in_bulky_pieces_before_its_end(lanes: Lanes, lane: Lane) -> None:
     given = tokens(1000)
     came: list[Event] = []
     messages = 0
@@ -93,8 +90,9 @@ async def test_a_long_whole_answer_leaves_in_bulky_pieces_before_its_end() -> No
 
 
 @pytest.mark.parametrize("kind", ["two choices", "logprobs"])
-async def test_a_long_whole_answer_that_cannot_be_joined_leaves_in_few_messages_all_the_same(kind: str) -> None:
-    lanes = Lanes()
+async def test_a_long_whole_answer_that_cannot_be_joined_leaves_in_few_messages_all_the_same(
+    lanes: Lanes, kind: str
+) -> None:
     lane = lanes.open(1, 10_000, is_whole=True)
     if kind == "logprobs":
         entry = TokenLogprob("word ", -1.0, b"word ")
@@ -106,12 +104,11 @@ async def test_a_long_whole_answer_that_cannot_be_joined_leaves_in_few_messages_
         lane.put(token)
         while await next_message(lanes):
             messages += 1
-    assert 1 not in lanes
+    assert lane.is_gone
     assert messages < 100
 
 
-async def test_a_whole_answer_keeps_to_its_room_and_goes_on_when_there_is_more() -> None:
-    lanes = Lanes()
+async def test_a_whole_answer_keeps_to_its_room_and_goes_on_when_there_is_more(lanes: Lanes) -> None:
     lane = lanes.open(1, 2, is_whole=True)
     given = tokens(1000)
     put(lane, [Started(3), *given, END])
@@ -136,9 +133,7 @@ async def test_a_whole_answer_keeps_to_its_room_and_goes_on_when_there_is_more()
     ],
     ids=["logprobs", "tool call", "reasoning", "other choice"],
 )
-async def test_a_whole_answer_may_say_more_than_text(special: Delta) -> None:
-    lanes = Lanes()
-    lane = lanes.open(1, 512, is_whole=True)
+async def test_a_whole_answer_may_say_more_than_text(lanes: Lanes, lane: Lane, special: Delta) -> None:
     put(lane, [*words("first"), *words("a", "b"), special, special, *words("c", "d")])
     assert await of(lanes, 1) == words("first")
     assert await is_silent(lanes)
@@ -148,9 +143,7 @@ async def test_a_whole_answer_may_say_more_than_text(special: Delta) -> None:
     assert await of(lanes, 1) == [Delta(text="ab"), *middle, Delta(text="cd"), END]
 
 
-async def test_of_a_whole_answer_of_several_choices_each_gets_its_text_and_its_end() -> None:
-    lanes = Lanes()
-    lane = lanes.open(1, 512, is_whole=True)
+async def test_of_a_whole_answer_of_several_choices_each_gets_its_text_and_its_end(lanes: Lanes, lane: Lane) -> None:
     for pair in zip(tokens(10), tokens(10, choice=1), strict=True):
         put(lane, pair)
     put(lane, [Delta(choice=choice, finish_reason=FinishReason.STOP) for choice in (1, 0)])
@@ -163,34 +156,19 @@ async def test_of_a_whole_answer_of_several_choices_each_gets_its_text_and_its_e
         assert mine[-1].finish_reason is FinishReason.STOP
 
 
-async def test_an_error_overtakes_the_rest_of_a_whole_answer() -> None:
-    lanes = Lanes()
-    lane = lanes.open(1, 512, is_whole=True)
+async def test_an_error_overtakes_the_rest_of_a_whole_answer(lanes: Lanes, lane: Lane) -> None:
     put(lane, [*tokens(30), BROKEN])
     assert await of(lanes, 1) == [tokens(1)[0], BROKEN]
-    assert 1 not in lanes
+    assert lane.is_gone
     assert await is_silent(lanes)
 
 
-async def test_a_whole_answer_that_is_kept_back_counts_as_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 1000)
-    lanes = Lanes()
-    request = Request(lanes.open(1, 512, is_whole=True))
-    request.say("a", *["x" * 100] * 20)
-    [error] = request.errors
-    assert isinstance(error, Cancelled)
-    assert await of(lanes, 1) == [*words("a"), Failed(error)]
-
-
-async def test_vectors_of_a_whole_answer_are_not_kept_back() -> None:
-    lanes = Lanes()
-    lane = lanes.open(1, 512, is_whole=True)
+async def test_vectors_of_a_whole_answer_are_not_kept_back(lanes: Lanes, lane: Lane) -> None:
     put(lane, [Started(3), Embedding(0, bytes(8)), Embedding(1, bytes(BULKY_BYTES))])
     assert await of(lanes, 1) == [Started(3), Embedding(0, bytes(8)), Embedding(1, bytes(BULKY_BYTES))]
 
 
-async def test_a_whole_answer_does_not_hold_up_a_stream_s_tokens() -> None:
-    lanes = Lanes()
+async def test_a_whole_answer_does_not_hold_up_a_stream_s_tokens(lanes: Lanes) -> None:
     whole, stream = lanes.open(1, 512, is_whole=True), lanes.open(2, 512)
     put(whole, tokens(40))
     put(stream, words("x"))
@@ -199,8 +177,7 @@ async def test_a_whole_answer_does_not_hold_up_a_stream_s_tokens() -> None:
     assert await message(lanes) == [(2, Delta(text="y"))]
 
 
-async def test_each_event_says_whether_its_caller_reads_token_ids() -> None:
-    lanes = Lanes()
+async def test_each_event_says_whether_its_caller_reads_token_ids(lanes: Lanes) -> None:
     lanes.open(1, UNLIMITED, with_token_ids=False).put(tokens(1)[0])
     lanes.open(2, UNLIMITED).put(tokens(1)[0])
     # Whether they travel is for the message to say: here they are what they were.
