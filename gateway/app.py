@@ -17,11 +17,11 @@ from gateway.fleet import Fleet
 from gateway.handlers import Handlers
 from gateway.metrics import GatewayMetrics
 from gateway.processes import Place
+from gateway.siblings import OwnPage
 from lbcore.clock import Clock
 from lbcore.dispatch import Dispatcher
 from lbcore.errors import ConfigError
 from lbcore.garbage import look_seldom
-from lbcore.metrics import MetricsServer
 from lbcore.wire.clients import GenerationClients, RoutingClient
 
 log = structlog.get_logger()
@@ -63,9 +63,9 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
     if parent is not None:
         # A supervisor that was killed can stop nobody; without this its children would hold the port for ever.
         loop.add_reader(parent.sentinel, stop.set)
-    own_page = MetricsServer(metrics.registry)
-    if place is not None:
-        await own_page.start_unix(place.own_socket)
+    own_page = OwnPage(metrics.registry, place) if place is not None else None
+    if own_page is not None:
+        await own_page.start()
     host, port = runner.addresses[0][:2]
     look_seldom()
     log.info("ready", http=f"{host}:{port}", scheduler=config.scheduler, index=place.index if place else 0)
@@ -80,7 +80,8 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
         handlers.draining = True
     finally:
         await runner.cleanup()
-        await own_page.stop()
+        if own_page is not None:
+            await own_page.stop()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await workers.close()

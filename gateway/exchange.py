@@ -215,18 +215,29 @@ class Exchange:
     async def _send_vectors(self) -> None:
         """Renders and sends in pieces, between which other requests get a turn."""
         vectors, events = self._vectors
-        body: list[bytes] | None = None
         try:
+            body: list[bytes] | None = None
             for start in range(0, len(events), EVENTS_AT_ONCE):
                 await asyncio.sleep(0)
                 body = vectors.add(events[start : start + EVENTS_AT_ONCE])
+            assert body is not None, "a run without an error ends with Finished"
+            head = self._shared.heads.whole(self._peer, 200, JSON, self.request_id, sum(map(len, body)))
         except Exception as error:
             self._refuse(error)
             return
-        assert body is not None, "a run without an error ends with Finished"
+        try:
+            self._peer.transport.write(head)
+            await self._write_in_turns(body)
+        except Exception as error:
+            # Part of the answer is sent, and only the connection's end can say that the rest will not come.
+            self._peer.keeps_alive = False
+            self._close(error)
+            return
+        self._close(None)
+
+    async def _write_in_turns(self, parts: list[bytes]) -> None:
         peer, transport = self._peer, self._peer.transport
-        transport.write(self._shared.heads.whole(peer, 200, JSON, self.request_id, sum(map(len, body))))
-        for part in body:
+        for part in parts:
             transport.write(part)
             if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
                 drained = asyncio.Event()
@@ -234,7 +245,6 @@ class Exchange:
                 await drained.wait()
             else:
                 await asyncio.sleep(0)
-        self._close(None)
 
     def _stream(self, events: list[Event], flow: Flow) -> None:
         frames = self._chunks.render(events)
@@ -290,12 +300,12 @@ class Exchange:
 
     def _account(self, error: Exception | None) -> None:
         shared = self._shared
-        now = shared.clock.now()
-        arrived = now if self._arrived is None else self._arrived
-        duration_s = now - arrived
+        now, arrived = shared.clock.now(), self._arrived
+        # Of a request that never was complete there is no duration.
+        duration_s = None if arrived is None else now - arrived
         code = 200 if error is None else openai_error(error).status
         model = self._model if shared.fleet.serves(self._model) else ""
-        ttft_s = None if self._first_token is None else self._first_token - arrived
+        ttft_s = None if self._first_token is None or arrived is None else self._first_token - arrived
         usage = self._usage
         shared.metrics.answered(self._dialect.value, model, code, duration_s, ttft_s, usage)
         info_often(
@@ -308,7 +318,7 @@ class Exchange:
                 "attempts": len(self._workers),
                 "code": code,
                 "reason": error.reason if isinstance(error, LoadBalancerError) else None,
-                "duration_ms": round(duration_s * 1000, 3),
+                "duration_ms": None if duration_s is None else round(duration_s * 1000, 3),
                 "ttft_ms": None if ttft_s is None else round(ttft_s * 1000, 3),
                 "prompt_tokens": usage.prompt_tokens if usage else None,
                 "cached_tokens": usage.cached_tokens if usage else None,

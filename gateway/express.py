@@ -9,29 +9,21 @@ and stays there. So what is read here is read strictly, and there is no HTTP of 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Callable
+from math import inf
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
-from aiohttp import web
-
-from gateway.exchange import Exchange, Exchanges
+from gateway.exchange import Exchange
 from lbcore.generation import Dialect
+
+if TYPE_CHECKING:
+    from gateway.server import Server
 
 MAX_HEAD_BYTES = 16 * 1024
 MAX_WAITING_BYTES = 256 * 1024
 """Of requests that a client sent before it had the answer to its last; beyond, it is not read for a while."""
-
-IDLE_S = 75.0
-"""A connection on which its client has sent nothing for so long, neither a request nor more of one, is closed."""
-
-STALLED_S = 5.0
-"""The same for half a request when the server stops: what TCP loses twice arrives after 3 s, as 1 s is doubled."""
-
-LOOKS = 5
-"""Looks for such connections in each of those times: closing is late by a fifth at most."""
 
 _START = re.compile(rb"POST /v1/(chat/completions|completions) HTTP/1\.1\r\n")
 _FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)++")
@@ -100,8 +92,31 @@ def new_request_id(rng: Random) -> str:
     return f"{rng.getrandbits(128):032x}"
 
 
+class Unread:
+    """What waits for a client to take it, as it was when somebody looked last."""
+
+    __slots__ = ("since", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        """In bytes."""
+        self.since = -inf
+        """When the size last changed."""
+
+    def look(self, transport: asyncio.Transport, now: float) -> None:
+        """Takes notice of the present size."""
+        size = transport.get_write_buffer_size()
+        if size != self.size:
+            self.size = size
+            self.since = now
+
+
 class Connection(asyncio.Protocol):
-    """One client's connection, and the `Peer` of its requests."""
+    """One client's connection, and the `Peer` of its requests.
+
+    A client that closes only its own direction behind a request is taken for one that went away: the two look alike
+    from here, and to go on generating for nobody costs more than such clients are worth.
+    """
 
     is_http_1_1 = True
 
@@ -121,8 +136,7 @@ class Connection(asyncio.Protocol):
         self.quiet_since: float | None = None
         """Since when the client has sent nothing while it was its turn; None while it waits for an answer, and when
         the connection is to close."""
-        self.unread_bytes = 0
-        """Of answers, when the server looked last."""
+        self.unread = Unread()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -243,110 +257,3 @@ class Connection(asyncio.Protocol):
             # It has not heard that it must not write, and would be told that it may.
             handler.pause_writing()
         handler.data_received(data)
-
-
-class Server(web.Server):
-    """aiohttp's server, whose connections begin as ours."""
-
-    def __init__(self, handler: Any, exchanges: Exchanges, rng: Random, **options: Any) -> None:
-        super().__init__(handler, **options)
-        self.loop = asyncio.get_running_loop()
-        self.exchanges = exchanges
-        self.rng = rng
-        self.max_body_bytes = exchanges.config.max_body_bytes
-        self._here: set[Connection] = set()
-        self._elsewhere: dict[web.RequestHandler, asyncio.Transport] = {}
-        """What aiohttp has, until it is really closed: aiohttp itself forgets it before its last bytes are sent."""
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self._is_stopping = False
-        self._sweep: asyncio.TimerHandle | None = None
-
-    def __call__(self) -> Any:
-        """A protocol for a new connection."""
-        return Connection(self)
-
-    def general(self) -> Any:
-        """aiohttp's own protocol for a connection."""
-        return super().__call__()
-
-    def joined(self, connection: Connection) -> None:
-        """A connection was opened."""
-        self._here.add(connection)
-        self._empty.clear()
-        if self._is_stopping:
-            connection.stop()
-        elif self._sweep is None:
-            self._look_later()
-
-    def left(self, connection: Connection) -> None:
-        """A connection was closed, or given to aiohttp."""
-        self._here.discard(connection)
-        self._tell_if_empty()
-
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """A connection was given to aiohttp."""
-        super().connection_made(handler, transport)
-        self._elsewhere[handler] = transport
-        self._empty.clear()
-
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """A connection that aiohttp had was closed."""
-        super().connection_lost(handler, exc)
-        self._elsewhere.pop(handler, None)
-        self._tell_if_empty()
-
-    def pre_shutdown(self) -> None:
-        """Closes connections that are idle, and others when what they asked is answered."""
-        self._is_stopping = True
-        for connection in [*self._here]:
-            connection.stop()
-        self._look_later()
-        super().pre_shutdown()
-
-    async def shutdown(self, timeout: float | None = None) -> None:
-        """Waits until running requests are answered and their answers sent, at most so many seconds, and cuts off those
-        that are left."""
-        self.pre_shutdown()
-        elsewhere = asyncio.ensure_future(super().shutdown(timeout))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._empty.wait()
-        for transport in [*(connection.transport for connection in self._here), *self._elsewhere.values()]:
-            transport.abort()
-        await elsewhere
-        if self._sweep is not None:
-            self._sweep.cancel()
-
-    def _tell_if_empty(self) -> None:
-        if not self._here and not self._elsewhere:
-            self._empty.set()
-
-    def _look_later(self) -> None:
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
-        if self._here:
-            self._sweep = self.loop.call_later(self._patience_s() / LOOKS, self._close_quiet)
-
-    def _patience_s(self) -> float:
-        return STALLED_S if self._is_stopping else IDLE_S
-
-    def _close_quiet(self) -> None:
-        now = self.loop.time()
-        limit = now - self._patience_s()
-        for connection in [*self._here]:
-            if connection.quiet_since is None:
-                continue
-            unread_bytes = connection.transport.get_write_buffer_size()
-            if unread_bytes != connection.unread_bytes:
-                # It still reads its last answer.
-                connection.unread_bytes = unread_bytes
-                connection.quiet_since = now
-            elif connection.quiet_since < limit:
-                if unread_bytes:
-                    # It has not read its last answer for all that time, and will not.
-                    connection.transport.abort()
-                else:
-                    connection.transport.close()
-        self._look_later()

@@ -11,11 +11,12 @@ from typing import Any
 from aiohttp import HttpVersion11, hdrs, web
 
 from gateway.exchange import Exchange, Exchanges
-from gateway.express import IDLE_S, Server, new_request_id, printable
-from gateway.metrics import page_of_all
+from gateway.express import new_request_id, printable
 from gateway.processes import Place
 from gateway.render import model_list, model_object
 from gateway.routes import Routes
+from gateway.server import IDLE_S, General, Server
+from gateway.siblings import page_of_all
 from lbcore.errors import BodyTooLarge, InvalidRequest, LoadBalancerError, ModelNotFound
 from lbcore.generation import Dialect
 from lbcore.metrics import exposition
@@ -50,11 +51,23 @@ class _AiohttpPeer:
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("The client went away.")
+        general = request.protocol
+        assert isinstance(general, General)
         self.transport = transport
         self.is_http_1_1 = request.version >= HttpVersion11
-        self.keeps_alive = bool(request.keep_alive)
+        self._server = general.server
+        self._keeps_alive = bool(request.keep_alive)
         self._request = request
         self._draining: asyncio.Task[None] | None = None
+
+    @property
+    def keeps_alive(self) -> bool:
+        """See `Peer`."""
+        return self._keeps_alive and not self._server.is_stopping
+
+    @keeps_alive.setter
+    def keeps_alive(self, keeps_alive: bool) -> None:
+        self._keeps_alive = keeps_alive
 
     def when_drained(self, go_on: Callable[[], None]) -> None:
         """See `Peer`."""

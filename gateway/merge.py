@@ -18,12 +18,21 @@ _OTHERWISE: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
-def merge(pages: Iterable[str]) -> bytes:
-    """One page in Prometheus' text format whose samples are those of `pages`, added up where that makes sense."""
+# What remains of a process that is no more: counts, but not what was under way.
+_LASTING = frozenset(("counter", "histogram", "summary"))
+
+
+def merge(pages: Iterable[str], past: str = "") -> bytes:
+    """One page in Prometheus' text format whose samples are those of `pages`, added up where that makes sense.
+
+    `past` is the page of processes that have ended: what they counted stays counted.
+    """
     families: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], list[float]]] = {}
-    for page in pages:
+    for page, is_past in [*((page, False) for page in pages), (past, True)]:
         for family in text_string_to_metric_families(page):
+            if is_past and family.type not in _LASTING:
+                continue
             families.setdefault(family.name, family)
             samples = values.setdefault(family.name, {})
             for sample in family.samples:

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
-from pathlib import Path
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Metric,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from gateway.merge import merge
-from gateway.processes import Place
 from lbcore.errors import LoadBalancerError
 from lbcore.generation import Finished
 
-_SIBLING_TIMEOUT_S = 2.0
 _TOKENS = {
     "prompt": "Prompt tokens.",
     "cached_prompt": "Prompt tokens found in a cache.",
@@ -57,12 +44,13 @@ class GatewayMetrics:
         PlatformCollector(registry=self.registry)
 
     def answered(
-        self, route: str, model: str, code: int, duration_s: float, ttft_s: float | None, usage: Finished | None
+        self, route: str, model: str, code: int, duration_s: float | None, ttft_s: float | None, usage: Finished | None
     ) -> None:
-        """A request has got its answer, good or bad."""
+        """A request has got its answer, good or bad; one that never was complete has no duration."""
         row = self._answers.row(route, model)
         row.codes[code] = row.codes.get(code, 0) + 1
-        row.duration_s.observe(duration_s)
+        if duration_s is not None:
+            row.duration_s.observe(duration_s)
         if ttft_s is not None:
             row.ttft_s.observe(ttft_s)
         if usage is not None:
@@ -136,7 +124,8 @@ class _Answers(Collector):
                 requests.add_metric([route, model, str(code)], count)
             if any(row.ttft_s.counts):
                 ttft.add_metric([route, model], row.ttft_s.buckets(), row.ttft_s.total_s)
-            duration.add_metric([route, model], row.duration_s.buckets(), row.duration_s.total_s)
+            if any(row.duration_s.counts):
+                duration.add_metric([route, model], row.duration_s.buckets(), row.duration_s.total_s)
             tokens["prompt"][model] += row.prompt_tokens
             tokens["cached_prompt"][model] += row.cached_tokens
             tokens["output"][model] += row.output_tokens
@@ -146,22 +135,3 @@ class _Answers(Collector):
             for model, count in sorted(tokens[kind].items()):
                 family.add_metric([model], count)
             yield family
-
-
-async def page_of_all(registry: CollectorRegistry, place: Place) -> web.Response:
-    """The metrics of this process and of its siblings as one page; a sibling that does not answer is left out."""
-    pages = await asyncio.gather(*(_page_at(path) for path in place.sibling_sockets))
-    merged = merge([generate_latest(registry).decode(), *filter(None, pages)])
-    return web.Response(body=merged, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-async def _page_at(path: Path) -> str | None:
-    timeout = ClientTimeout(total=_SIBLING_TIMEOUT_S)
-    try:
-        async with (
-            ClientSession(connector=UnixConnector(str(path)), timeout=timeout) as http,
-            http.get("http://sibling/metrics") as response,
-        ):
-            return await response.text()
-    except (ClientError, TimeoutError):
-        return None

@@ -1,16 +1,17 @@
 """Several gateway processes on one port: started, restarted and stopped together, with one metrics page.
 
-The kernel spreads connections over them. Each also listens on a socket of its own in a private folder, where the others
-fetch its metrics: whichever is asked for /metrics answers for all.
+The kernel spreads connections over them. In a private folder they tell one another their metrics (gateway/siblings.py).
 """
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -19,6 +20,7 @@ from types import FrameType
 
 import structlog
 
+from gateway.merge import merge
 from lbcore.errors import ConfigError
 
 log = structlog.get_logger()
@@ -38,15 +40,48 @@ class Place:
     @property
     def own_socket(self) -> Path:
         """Where this process tells its metrics."""
-        return self._socket_of(self.index)
+        return self.socket_of(self.index)
 
     @property
-    def sibling_sockets(self) -> list[Path]:
-        """Where all others do."""
-        return [self._socket_of(index) for index in range(self.count) if index != self.index]
+    def past_page(self) -> Path:
+        """What processes had counted that have died."""
+        return self.folder / "past.page"
 
-    def _socket_of(self, index: int) -> Path:
+    def socket_of(self, index: int) -> Path:
+        """Where a sibling tells its metrics."""
         return self.folder / f"{index}.sock"
+
+    def page_of(self, index: int) -> Path:
+        """The metrics that the process at this index told last."""
+        return self.folder / f"{index}.page"
+
+    def keep(self, path: Path, page: str) -> None:
+        """Writes a page so that readers see the old one or the new one."""
+        new = path.with_name(f"{path.name}.{self.index}.new")
+        new.write_text(page)
+        new.replace(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps others out of `bury` for the moment it takes."""
+        with (self.folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def bury(self) -> None:
+        """Adds what the process here told last to what the dead had counted; a new one may take its place then."""
+        with self.locked():
+            page = self.page_of(self.index)
+            self.keep(self.past_page, merge([read(self.past_page)], past=read(page)).decode())
+            page.unlink(missing_ok=True)
+
+
+def read(path: Path) -> str:
+    """A page, empty when there is none."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -107,6 +142,7 @@ def supervise(count: int, child: Callable[[Place], None]) -> int:
             if wait([stopping], timeout=_RESTART_PAUSE_S):
                 break
             for index in dead:
+                Place(index, count, Path(folder)).bury()
                 children[index] = start(index)
         for process in children:
             process.terminate()

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from typing import BinaryIO, cast
@@ -52,6 +52,7 @@ def setup(process: str, level: str = "info", stream: BinaryIO | None = None) -> 
     threshold = logging.getLevelNamesMapping()[level.upper()]
     output = _Output(stream or sys.stdout.buffer)
     line = _Line(process, output, threshold)
+    output.say_lost = lambda lost: line(None, "warning", {"event": "log_lines_lost", "lines": lost})
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, line],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -163,12 +164,19 @@ def _clean_item(item: object, speech_too: bool) -> object:
 
 
 class _Output:
-    """Writes whole lines and flushes each; falls silent for good when nobody reads any more."""
+    """Writes whole lines and flushes each; falls silent for good when nobody reads any more.
+
+    Lines that cannot be written for now, on a full disk or into a full pipe, are lost; how many is said when it works
+    again.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream: BinaryIO | None = stream
         self._lock = threading.Lock()
         self._soon: list[bytes] = []
+        self._lost = 0
+        self.say_lost: Callable[[int], bytes] = _nothing
+        """Renders how many lines were lost."""
 
     def soon(self, line: bytes) -> None:
         """Writes a line at the end of this turn of the event loop; at once where there is none."""
@@ -185,21 +193,29 @@ class _Output:
         with self._lock:
             soon, self._soon = self._soon, []
             if soon:
-                self._write(b"\n".join(soon))
+                self._write(soon)
 
     def msg(self, line: bytes) -> None:
         with self._lock:
             soon, self._soon = self._soon, []
-            self._write(b"\n".join((*soon, line)))
+            self._write([*soon, line])
 
-    def _write(self, lines: bytes) -> None:
-        if self._stream is None:
+    def _write(self, lines: list[bytes]) -> None:
+        stream, count = self._stream, len(lines)
+        if stream is None:
             return
         try:
-            self._stream.write(lines + b"\n")
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._give_up(self._stream)
+            if self._lost:
+                # What a failed write has left in the buffer goes first, or fails again. It may end within a line.
+                stream.flush()
+                lines = [b"", self.say_lost(self._lost), *lines]
+            stream.write(b"\n".join(lines) + b"\n")
+            stream.flush()
+            self._lost = 0
+        except (BrokenPipeError, ValueError):
+            self._give_up(stream)
+        except OSError:
+            self._lost += count
 
     debug = info = warning = error = critical = msg
 
@@ -208,6 +224,10 @@ class _Output:
         if stream is sys.stdout.buffer:
             # Otherwise the interpreter tries to flush the rest when it ends, and complains.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _nothing(lost: int) -> bytes:
+    return b""
 
 
 class _Bridge(logging.Handler):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -31,10 +29,6 @@ class MetricsServer:
             raise ConfigError(f"--metrics-port: cannot listen on {host}:{port}: {error.strerror or error}") from error
         address = runner.addresses[0]
         return int(address[1])
-
-    async def start_unix(self, path: Path) -> None:
-        """Listens on a socket in the file system, replacing one that a dead process left."""
-        await web.UnixSite(await self._setup(), path).start()
 
     async def _setup(self) -> web.AppRunner:
         app = web.Application()

@@ -57,7 +57,8 @@ class Worker:
         sessions = Sessions(self._engine, self._load, 1, self._changed)
         sessions.refusal = WorkerUnreachable("The worker is loading its model.")
         orca = OrcaServicer(self._look, lambda: self._capacity, self._clock)
-        server = GrpcServer([GenerationServicer(sessions).registration(), orca.registration()])
+        generation = GenerationServicer(sessions)
+        server = GrpcServer([generation.registration(), orca.registration()])
         metrics = MetricsServer(worker_registry(self._look, sessions.ends, lambda: self._engine.load().faults))
         try:
             # Ports first: a big model should not be loaded for minutes only to find the port taken.
@@ -82,7 +83,7 @@ class Worker:
                 engine=config.engine,
                 scheduler=config.scheduler,
             )
-            await self._serve(server, sessions, spec)
+            await self._serve(server, sessions, generation, spec)
         finally:
             await self._engine.close()
             await server.stop(0.2)
@@ -90,7 +91,9 @@ class Worker:
         log.info("stopped", exit_status=self._exit_status)
         return self._exit_status
 
-    async def _serve(self, server: GrpcServer, sessions: Sessions, spec: WorkerSpec) -> None:
+    async def _serve(
+        self, server: GrpcServer, sessions: Sessions, generation: GenerationServicer, spec: WorkerSpec
+    ) -> None:
         """Keeps the scheduler informed until something says stop, then drains."""
         reporter = self._reporter = Reporter(
             self._config.scheduler,
@@ -110,14 +113,19 @@ class Worker:
         try:
             await self._stop.wait()
             following.cancel()
-            await self._drain(server, sessions, reporter, reporting)
+            await self._drain(server, sessions, generation, reporter, reporting)
         finally:
             for task in (watching, following, reporting):
                 task.cancel()
             await asyncio.gather(watching, following, reporting, return_exceptions=True)
 
     async def _drain(
-        self, server: GrpcServer, sessions: Sessions, reporter: Reporter, reporting: asyncio.Task[None]
+        self,
+        server: GrpcServer,
+        sessions: Sessions,
+        generation: GenerationServicer,
+        reporter: Reporter,
+        reporting: asyncio.Task[None],
     ) -> None:
         log.info("draining", requests=len(sessions), timeout_s=self._drain_timeout_s)
         sessions.refusal = sessions.refusal or WorkerUnreachable("The worker is draining.")
@@ -126,9 +134,13 @@ class Worker:
         try:
             async with asyncio.timeout(self._drain_timeout_s):
                 await sessions.idle()
+                # A server that stops waits only for a moment, and what it cuts is lost to a client that is behind.
+                generation.end_streams()
+                await generation.ended()
         except TimeoutError:
             log.warning("drain_timeout", requests=len(sessions))
             sessions.stop_all(WorkerUnreachable("The worker was stopped."))
+            generation.end_streams()
         reporter.leave()
         # Saying goodbye is a courtesy: a scheduler that does not listen finds out by the lease.
         await asyncio.wait([reporting], timeout=1.0)

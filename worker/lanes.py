@@ -7,7 +7,7 @@ that reads slowly nor an answer of many megabytes holds up another's tokens.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 
 from lbcore.errors import Cancelled, InvalidRequest, LoadBalancerError
@@ -29,6 +29,10 @@ MAX_WAITING_BYTES = 64 * 1024 * 1024
 MAX_STREAM_WAITING_BYTES = 512 * 1024 * 1024
 """What all lanes of one stream may keep together: eight of the fullest, or a thousand requests with half a megabyte."""
 
+MAX_UNWRITTEN_EVENTS = MAX_EVENTS
+"""What one lane may have with the writer, however much room its caller says it has: what the caller does not read must
+wait in its lane, where it is joined and counted. A message's worth, and twice what our gateways ask for."""
+
 UNLIMITED = 2**62
 """Room without end."""
 
@@ -49,6 +53,7 @@ class Lane:
         "call_id",
         "is_gone",
         "left",
+        "reserve",
         "room",
         "stop",
         "waiting_bytes",
@@ -63,14 +68,16 @@ class Lane:
         self._is_let_go = True
         self.call_id = call_id
         self.with_token_ids = with_token_ids
-        self.room = room
-        """Events that the caller can take."""
+        self.room = min(room, MAX_UNWRITTEN_EVENTS)
+        """Events that may go to the writer now."""
+        self.reserve = room - self.room
+        """Events that may follow when as many of those before were written."""
         self.waiting_bytes = 0
         """Of events that wait here; those of all lanes are counted in `Lanes.waiting_bytes` too."""
         self.is_gone = False
-        """Whether its end has left or it was dropped: nothing leaves any more."""
+        """Whether its end is with the writer or it was dropped: nothing more goes there."""
         self.left: Callable[[Lane], None] = _nobody_waits
-        """Called when the lane is gone."""
+        """Called once, when its end was written, or never will be."""
         self.stop: Callable[[LoadBalancerError], None] = _nothing_to_stop
         """Ends the request in an error; called when more waits here than may."""
 
@@ -161,6 +168,13 @@ class Lanes:
         self._lanes: dict[int, Lane] = {}
         self._ready: list[tuple[int, Event, bool]] = []
         self._queue: dict[Lane, None] = {}
+        #: Whose end is in `_ready`, in the same order.
+        self._ending: list[Lane] = []
+        #: Whose end is in the message that is being written.
+        self._leaving: list[Lane] = []
+        #: Those with a reserve, and the numbers of the calls in the message that is being written, if there are any.
+        self._reserved: dict[int, Lane] = {}
+        self._writing: list[int] = []
         self._bell = Bell()
         self._half_closed = False
         self._closed = False
@@ -168,7 +182,7 @@ class Lanes:
         """Of events that wait in all lanes together."""
 
     def open(self, call_id: int, room: int, with_token_ids: bool = True, is_whole: bool = False) -> Lane:
-        """A new lane with room for so many events (0: without limit); gone when Finished or Failed left through it.
+        """A new lane with room for so many events (0: without limit); gone when Finished or Failed went through it.
 
         Of one whose caller reads the answer as a whole the first delta leaves at once, and the others joined.
 
@@ -178,29 +192,35 @@ class Lanes:
         if call_id in self._lanes:
             raise InvalidRequest("call_id is that of a call under way", param="call_id")
         lane = self._lanes[call_id] = Lane(self, call_id, room or UNLIMITED, with_token_ids, is_whole)
+        if lane.reserve:
+            self._reserved[call_id] = lane
         return lane
 
     def __iter__(self) -> Iterator[Lane]:
         return iter([*self._lanes.values()])
 
     def drop(self, call_id: int) -> Lane | None:
-        """Forgets a lane and what waits in it; returns it, if it was there."""
-        lane = self._lanes.pop(call_id, None)
+        """Forgets a lane and what waits in it; returns it, if it was there and had not ended."""
+        lane = self._forget(call_id)
         if lane is not None:
-            lane.is_gone = True
-            lane.forget()
             lane.left(lane)
-            if self._queue:
-                self._queue.pop(lane, None)
-            if self._half_closed:
-                self._close_if_done()
         return lane
 
+    def drop_all(self) -> list[Lane]:
+        """Nothing is written any more: forgets all lanes, and returns those that had not ended."""
+        gone, self._leaving, self._ending = [*self._leaving, *self._ending], [], []
+        for lane in gone:
+            lane.left(lane)
+        return [lane for lane in self if self.drop(lane.call_id)]
+
     def refuse(self, call_id: int, error: LoadBalancerError) -> None:
-        """Ends a call that was told of the error already: nothing leaves of it any more."""
+        """Ends a call in the error that the message being written tells: nothing leaves of it any more."""
         self._ready = [one for one in self._ready if one[0] != call_id]
-        lane = self.drop(call_id)
+        self._leaving += [lane for lane in self._ending if lane.call_id == call_id]
+        self._ending = [lane for lane in self._ending if lane.call_id != call_id]
+        lane = self._forget(call_id)
         if lane is not None:
+            self._leaving.append(lane)
             lane.stop(error)
 
     def give_up_fullest(self) -> None:
@@ -211,7 +231,14 @@ class Lanes:
         """The caller can take so many more events of a call; one that is gone is ignored."""
         lane = self._lanes.get(call_id)
         if lane is not None:
+            if lane.reserve:
+                lane.reserve += events
+                return
             lane.room += events
+            if lane.room > MAX_UNWRITTEN_EVENTS:
+                lane.reserve = lane.room - MAX_UNWRITTEN_EVENTS
+                lane.room = MAX_UNWRITTEN_EVENTS
+                self._reserved[call_id] = lane
             if lane.may_go_on:
                 self.queue_up(lane)
 
@@ -226,10 +253,11 @@ class Lanes:
         ready.append((lane.call_id, event, lane.with_token_ids))
 
     def end(self, lane: Lane, event: Event) -> None:
-        """Has the last event of a lane leave, and forgets the lane."""
+        """Has the last event of a lane leave; its number is free from now on."""
         if not lane.is_gone:
             self.pass_on(lane, event)
-            self.drop(lane.call_id)
+            self._ending.append(lane)
+            self._forget(lane.call_id)
             # A request knows its lane: without this neither would go before somebody looked for cycles.
             lane.stop = _nothing_to_stop
 
@@ -252,15 +280,58 @@ class Lanes:
     async def take(self) -> list[tuple[int, Event, bool]]:
         """Waits for events and returns those that go into the next message; an empty list means closed.
 
-        Each comes with the number of its call, and with whether its caller reads token ids.
+        Each comes with the number of its call, and with whether its caller reads token ids. Who asks has written what
+        was handed out before.
         """
+        if self._leaving:
+            leaving, self._leaving = self._leaving, []
+            for lane in leaving:
+                lane.left(lane)
+        if self._writing:
+            self._draw_on_reserves()
         while not self._ready and not self._queue and not self._closed:
             await self._bell.sleep()
         if self._queue:
             self._let_some_go_on()
         ready = self._ready
         self._ready = ready[MAX_EVENTS:]
-        return ready[:MAX_EVENTS] if self._ready else ready
+        message = ready[:MAX_EVENTS] if self._ready else ready
+        if self._ending:
+            ends = sum(type(event) in _ENDS for _, event, _ in message) if self._ready else len(self._ending)
+            self._leaving += self._ending[:ends]
+            del self._ending[:ends]
+        if self._reserved:
+            self._writing = [call_id for call_id, _, _ in message]
+        return message
+
+    def _forget(self, call_id: int) -> Lane | None:
+        lane = self._lanes.pop(call_id, None)
+        if lane is not None:
+            lane.is_gone = True
+            lane.forget()
+            if self._queue:
+                self._queue.pop(lane, None)
+            if lane.reserve:
+                del self._reserved[call_id]
+            if self._half_closed:
+                self._close_if_done()
+        return lane
+
+    def _draw_on_reserves(self) -> None:
+        """Gives lanes the room back that what was written took, as far as their callers have it."""
+        written, self._writing = Counter(self._writing), []
+        for call_id, events in written.items():
+            lane = self._reserved.get(call_id)
+            if lane is None:
+                continue
+            # A number that was used before may stand for events of another lane.
+            events = min(events, lane.reserve, MAX_UNWRITTEN_EVENTS - lane.room)
+            lane.room += events
+            lane.reserve -= events
+            if not lane.reserve:
+                del self._reserved[call_id]
+            if lane.may_go_on:
+                self.queue_up(lane)
 
     def _let_some_go_on(self) -> None:
         left = TURN_BYTES

@@ -150,7 +150,7 @@ class Sessions:
         """How many requests ended so far, by the reason of their error; "OK" for those without, or "REFUSED"."""
         self.deadlines = Deadlines()
         self._sessions: dict[str, Session] = {}
-        #: Ways out of accepted requests, some of which the engine has answered and the caller has not read.
+        #: Ways out of accepted requests, some of which the engine has answered and nobody has written to the end.
         self._lanes: set[Lane] = set()
         self._serial = 0
         self._idle = asyncio.Event()
@@ -227,7 +227,7 @@ class Sessions:
             session.stop(error)
 
     async def idle(self) -> None:
-        """Returns once no request is left, and no answer that its caller has yet to read."""
+        """Returns once no request is left, and no answer that is yet to be written."""
         await self._idle.wait()
 
 
@@ -236,6 +236,19 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
+        self._streams: set[_Stream] = set()
+        #: For each call under way, what is done when its status was sent behind all else, or its client is gone.
+        self._calls: set[asyncio.Future[None]] = set()
+
+    def end_streams(self) -> None:
+        """Ends the streams that are open, each behind what is ready to be said on it."""
+        for stream in self._streams:
+            stream.lanes.close()
+
+    async def ended(self) -> None:
+        """Returns once the calls that are under way now have ended, and gRPC has sent all that was written to them."""
+        if self._calls:
+            await asyncio.wait(self._calls)
 
     def registration(self) -> Registration:
         """What a server needs to serve this."""
@@ -251,6 +264,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         except InvalidRequest as error:
             self._sessions.refused(Ticket(message.ticket))
             await abort(context, error)
+        self._follow(context)
         lanes = Lanes()
         lane = lanes.open(0, ROOM)
         self._sessions.begin(request, lane)
@@ -271,7 +285,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                         return
                 lanes.make_room(0, len(events))
         finally:
-            lanes.drop(0)
+            lanes.drop_all()
             lane.stop(Cancelled("The caller went away."))
 
     async def GenerateStream(  # noqa: N802
@@ -279,12 +293,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_iterator: AsyncIterator[generation_pb2.GenerateStreamRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
+        self._follow(context)
         stream = _Stream(self._sessions)
+        self._streams.add(stream)
         try:
             await serve_mux(context, stream.deliver, stream.lanes, stream.build, stream.lanes.half_close)
         except InvalidRequest as error:
             await abort(context, error)
         finally:
+            self._streams.discard(stream)
             stream.stop()
 
     async def Abort(  # noqa: N802
@@ -294,6 +311,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             # Many requests may have come without an id, and their callers know nothing of one another.
             await abort(context, InvalidRequest("request_id is empty", param="request_id"))
         return generation_pb2.AbortResponse(found=self._sessions.abort(message.request_id))
+
+    def _follow(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls.add(ended)
+
+        def end(context: object) -> None:
+            self._calls.discard(ended)
+            ended.set_result(None)
+
+        context.add_done_callback(end)  # type: ignore[arg-type]  # its stubs want a class of theirs
 
 
 class _Stream:
@@ -324,8 +351,7 @@ class _Stream:
 
     def stop(self) -> None:
         """The stream is over, and nobody hears of its calls any more."""
-        for lane in self.lanes:
-            self.lanes.drop(lane.call_id)
+        for lane in self.lanes.drop_all():
             lane.stop(Cancelled("The caller went away."))
 
     def _begin(self, message: generation_pb2.GenerateCall) -> None:

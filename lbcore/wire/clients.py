@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import grpc
+import structlog
 
 from lbcore.api.v1 import generation_pb2, generation_pb2_grpc, routing_pb2, routing_pb2_grpc
 from lbcore.deadlines import Deadlines
@@ -33,6 +34,8 @@ from lbcore.wire.convert import (
 )
 from lbcore.wire.mux import MuxClient
 from lbcore.wire.status import error_from_failure, error_from_rpc
+
+log = structlog.get_logger()
 
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES - 1024 * 1024
 """The largest body that a message has room for, beside a request's other fields."""
@@ -182,15 +185,22 @@ class RoutingClient:
             else:
                 answer = error_from_failure(result.failure)
             if question is not None:
-                self._deadlines.drop(question)
-                question.answered(answer)
+                self._tell(question, answer)
 
     def _lost(self, error: grpc.RpcError | None) -> None:
         waiting, self._waiting = self._waiting, {}
         for question in waiting.values():
-            self._deadlines.drop(question)
-            if not question.is_cancelled:
-                question.answered(NoReadyWorker("The scheduler cannot be reached."))
+            self._tell(question, NoReadyWorker("The scheduler cannot be reached."))
+
+    def _tell(self, question: Question, answer: Route | LoadBalancerError) -> None:
+        self._deadlines.drop(question)
+        if question.is_cancelled:
+            return
+        try:
+            question.answered(answer)
+        except Exception:
+            # Against the contract; the others on the stream have no part in it.
+            log.exception("answer_not_taken", request_id=question.facts.request_id)
 
 
 def _route_batch(items: list[Question | Ticket]) -> routing_pb2.RouteStreamRequest:
@@ -274,7 +284,12 @@ class Call:
         if self._taken >= ROOM // 4:
             self._client.make_room(self, self._taken)
             self._taken = 0
-        self.take(events, self)
+        try:
+            self.take(events, self)
+        except Exception:
+            # Against the contract; the others on the stream have no part in it.
+            log.exception("events_not_taken", request_id=self.request.request_id)
+            self.cancel()
 
     def refuse(self, error: Exception) -> None:
         """No message can carry it. The others that would have travelled with it have no part in that."""

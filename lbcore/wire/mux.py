@@ -74,11 +74,13 @@ class MuxClient(Generic[Item, Message]):
             self._lost(None)
 
     async def _run(self, outbox: Outbox[Item]) -> None:
-        call = self._open_stream()
-        writer = asyncio.get_running_loop().create_task(self._write(call, outbox))
+        call: grpc.aio.StreamStreamCall[Any, Any] | None = None
+        writer: asyncio.Task[None] | None = None
         error: grpc.RpcError | None = None
         message: Any
         try:
+            call = self._open_stream()
+            writer = asyncio.get_running_loop().create_task(self._write(call, outbox))
             while (message := await call.read()) is not grpc.aio.EOF:
                 self._deliver(message)
         except grpc.RpcError as rpc_error:
@@ -90,8 +92,10 @@ class MuxClient(Generic[Item, Message]):
             # Before `lost`, so that whoever tries again from inside it opens a new stream.
             self._outbox = None
             outbox.close()
-            writer.cancel()
-            call.cancel()
+            if writer is not None:
+                writer.cancel()
+            if call is not None:
+                call.cancel()
             self._lost(error)
 
     async def _write(self, call: grpc.aio.StreamStreamCall[Any, Any], outbox: Outbox[Item]) -> None:
@@ -133,6 +137,8 @@ async def serve_mux(
     try:
         while items := await outbox.take():
             await context.write(build(items))
-        await reader
+        if reader.done():
+            # Or else it is this side that ends the stream, and the client's half is not waited for.
+            reader.result()
     finally:
         reader.cancel()

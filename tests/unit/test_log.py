@@ -193,6 +193,44 @@ def test_it_falls_silent_when_nobody_reads() -> None:
     assert stream.attempts == 1
 
 
+class _Full(io.BytesIO):
+    """A disk."""
+
+    is_full = False
+
+    def write(self, data: Any) -> int:
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+
+
+def test_lines_for_which_there_is_no_place_are_lost_and_counted_until_there_is() -> None:
+    stream = _Full()
+    log.setup("lb-test", "info", stream)
+    log.get_logger().info("before")
+    stream.is_full = True
+    log.get_logger().info("one")
+    logging.getLogger("grpc").error("two")
+    stream.is_full = False
+    log.get_logger().info("after")
+    log.get_logger().info("last")
+    events = [json.loads(line) for line in stream.getvalue().splitlines() if line]
+    assert [event["event"] for event in events] == ["before", "log_lines_lost", "after", "last"]
+    assert (events[1]["lines"], events[1]["level"]) == (2, "warning")
+
+
+async def test_frequent_lines_for_which_there_is_no_place_are_counted_one_by_one() -> None:
+    stream = _Full()
+    log.setup("lb-test", "info", stream)
+    stream.is_full = True
+    log.info_often("one", {})
+    log.info_often("two", {})
+    await settle(1)
+    stream.is_full = False
+    log.get_logger().info("after")
+    assert json.loads(stream.getvalue().splitlines()[1])["lines"] == 2
+
+
 def test_a_process_whose_reader_left_ends_without_a_word() -> None:
     program = (
         "import sys; from lbcore import log; log.setup('lb-test'); sys.stdin.read()\n"

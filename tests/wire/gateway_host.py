@@ -14,10 +14,10 @@ from aiohttp import ClientResponse, ClientSession, web
 
 from gateway.config import GatewayConfig
 from gateway.exchange import Exchanges
-from gateway.express import Server
 from gateway.fleet import Fleet
 from gateway.handlers import Handlers
 from gateway.metrics import GatewayMetrics
+from gateway.server import Server
 from lbcore.clock import MonotonicClock
 from lbcore.dispatch import Attempt, Dispatcher, End
 from lbcore.errors import LoadBalancerError

@@ -6,9 +6,11 @@ import struct
 
 import orjson
 import pytest
-from aiohttp import ClientResponse
+from aiohttp import ClientPayloadError, ClientResponse
 from structlog.testing import capture_logs
 
+from gateway import exchange
+from gateway.handlers import _AiohttpPeer
 from lbcore.errors import InvalidRequest
 from lbcore.generation import Dialect, Embedding, Finished, Started
 from tests.wire.conftest import soon
@@ -65,6 +67,33 @@ async def test_a_client_that_goes_away_in_mid_body_is_no_crash(gateway: Gateway)
         gateway.dispatcher.steps = VECTORS
         assert (await embed(gateway)).status == 200
     assert [line["event"] for line in logs] == ["request", "request"]
+
+
+async def test_an_answer_that_cannot_be_sent_to_its_end_ends_with_its_connection(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(peer: object, go_on: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(_AiohttpPeer, "when_drained", broken)
+    vectors = [Embedding(index, bytes(4 * 250_000)) for index in range(20)]
+    gateway.dispatcher.steps = [[*vectors, Finished(9, 0, 0)]]
+    with capture_logs() as logs:
+        response = await embed(gateway, input=["a"] * 20, encoding_format="base64")
+        with pytest.raises(ClientPayloadError):
+            await soon(response.read())
+    assert [line["event"] for line in logs] == ["request_crashed", "request"]
+    assert gateway.exchanges.in_flight == 0
+
+
+async def test_a_head_that_cannot_be_made_is_an_error_of_the_server(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "JSON", {"X": "\u20ac"})
+    response = await embed(gateway)
+    assert response.status == 500
+    assert (await error_of(response))["code"] == "internal_error"
+    assert gateway.exchanges.in_flight == 0
 
 
 async def test_the_dispatcher_learns_the_size_of_what_is_embedded_and_no_prefix(gateway: Gateway) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.express import IDLE_S
+from gateway.server import IDLE_S
 from lbcore.generation import Delta, Finished
 from tests.fakes import settle
 from tests.wire.browser import OTHER_WAY, PATH, STREAM, WHOLE, Browser, SlowReader, connect, request, said
@@ -31,7 +31,16 @@ def age(gateway: Gateway) -> None:
     for one in gateway.server._here:
         if one.quiet_since is not None:
             one.quiet_since -= IDLE_S + 1
+    for general in gateway.server._elsewhere:
+        general._heard_at -= IDLE_S + 1
     gateway.server._close_quiet()
+
+
+def has_half_a_request(gateway: Gateway) -> bool:
+    """Whether something came on the only connection, and more must."""
+    here = [one._head is not None for one in gateway.server._here]
+    elsewhere = [one.quiet_since is not None for one in gateway.server._elsewhere]
+    return any(here + elsewhere)
 
 
 async def ended(browser: Browser) -> bool:
@@ -158,16 +167,35 @@ async def test_a_body_that_never_comes_completely_is_cut_when_the_time_is_over(
     assert not gateway.server._here
 
 
-async def test_a_body_that_comes_in_time_is_answered_and_the_connection_closed(
-    gateway: Gateway, browser: Browser
+def halves(whole: bytes, end: int) -> tuple[bytes, bytes]:
+    return whole[:end], whole[end:]
+
+
+CHUNKED = request(b"%x\r\n%b\r\n0\r\n\r\n" % (len(WHOLE), WHOLE), b"Transfer-Encoding: chunked")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        halves(request(WHOLE), -10),
+        halves(request(WHOLE), 30),
+        halves(request(WHOLE, path=OTHER_WAY), -10),
+        halves(request(STREAM, path=OTHER_WAY), -10),
+        halves(CHUNKED, -20),
+        (CHUNKED[:30], CHUNKED[30:-20], CHUNKED[-20:]),
+    ],
+    ids=["express", "head", "aiohttp", "aiohttp, stream", "chunked", "head and chunked"],
+)
+async def test_a_request_that_is_complete_in_time_is_answered_and_the_connection_closed(
+    gateway: Gateway, browser: Browser, parts: tuple[bytes, ...]
 ) -> None:
-    whole = request(WHOLE)
-    await browser.send(whole[:-10])
-    await eventually(lambda: [one for one in gateway.server._here if one._head is not None])
+    await browser.send(parts[0])
+    await eventually(lambda: has_half_a_request(gateway))
     stopping = stop(gateway, LONG_S)
-    await settle()
-    assert not stopping.done()
-    await browser.send(whole[-10:])
+    for part in parts[1:]:
+        await settle()
+        assert not stopping.done()
+        await browser.send(part)
     answer = await browser.answer()
     assert said(answer) == "Hello"
     assert answer.headers["connection"] == "close"
@@ -175,11 +203,48 @@ async def test_a_body_that_comes_in_time_is_answered_and_the_connection_closed(
     await soon(stopping)
 
 
-async def test_a_head_that_never_comes_completely_does_not_hold_up_the_end(gateway: Gateway, browser: Browser) -> None:
-    await browser.send(request(WHOLE)[:30])
-    await eventually(lambda: not gateway.server._here and gateway.server.connections)
-    await soon(stop(gateway, LONG_S))
+async def test_a_body_that_was_asked_for_is_answered_when_it_comes_in_time(gateway: Gateway, browser: Browser) -> None:
+    whole = request(WHOLE, b"Expect: 100-continue")
+    await browser.send(whole.removesuffix(WHOLE))
+    await browser.hears(b"HTTP/1.1 100 Continue\r\n\r\n")
+    stopping = stop(gateway, LONG_S)
+    await settle()
+    await browser.send(WHOLE)
+    answer = await browser.answer()
+    assert said(answer) == "Hello"
+    assert answer.headers["connection"] == "close"
+    assert await browser.is_over()
+    await soon(stopping)
+
+
+async def test_what_is_no_generation_is_told_that_its_connection_closes_too(gateway: Gateway, browser: Browser) -> None:
+    await browser.send(request(WHOLE, path=b"/nothing")[:30])
+    await eventually(lambda: has_half_a_request(gateway))
+    stopping = stop(gateway, LONG_S)
+    await settle()
+    await browser.send(request(WHOLE, path=b"/nothing")[30:])
+    answer = await browser.answer()
+    assert answer.status == 404
+    assert answer.headers["connection"] == "close"
+    assert await browser.is_over()
+    await soon(stopping)
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("end", [30, -10], ids=["head", "body"])
+async def test_a_request_that_never_comes_completely_does_not_hold_up_the_end(
+    gateway: Gateway, browser: Browser, path: bytes, end: int
+) -> None:
+    await browser.send(request(WHOLE, path=path)[:end])
+    await eventually(lambda: has_half_a_request(gateway))
+    stopping = stop(gateway, LONG_S)
+    await settle()
+    assert not stopping.done()
+    age(gateway)
+    await soon(stopping)
     assert await ended(browser)
+    assert gateway.dispatcher.asked == []
+    assert not gateway.exchanges.in_flight
 
 
 async def test_who_connects_while_the_gateway_stops_is_closed(gateway: Gateway) -> None:

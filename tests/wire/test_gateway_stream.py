@@ -425,11 +425,11 @@ async def test_the_time_that_a_client_takes_to_send_its_body_is_not_counted(
         assert f'lb_gateway_{name}_seconds_sum{{model="m",route="chat"}} 2.0' in page
 
 
-async def test_a_client_that_goes_away_amid_its_body_took_no_time(gateway: Gateway, browser: Browser) -> None:
+async def test_a_request_that_never_was_complete_has_no_duration(gateway: Gateway, browser: Browser) -> None:
     await browser.send(request(WHOLE, path=OTHER_WAY)[:-10])
     await eventually(lambda: gateway.exchanges.in_flight)
     gateway.clock.advance(30.0)
     browser.reset()
     await gateway.let_go()
     assert await gateway.counted(499, model="")
-    assert 'lb_gateway_duration_seconds_sum{model="",route="chat"} 0.0' in await gateway.metrics()
+    assert "lb_gateway_duration_seconds_count{" not in await gateway.metrics()

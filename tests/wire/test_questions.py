@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import structlog
 
 from lbcore.api.v1 import routing_pb2
 from lbcore.errors import DeadlineExceeded, InvalidRequest, LoadBalancerError, NoReadyWorker
@@ -315,3 +316,40 @@ async def test_a_call_that_is_cancelled_as_others_are_lost_hears_nothing(wire: W
         await over.wait()
     assert [type(event) for event in (*heard[0], *heard[2])] == [Failed, Failed]
     assert heard[1] == []
+
+
+async def test_who_raises_on_hearing_of_its_events_takes_no_other_with_it(wire: Wire, worker: WorkerHost) -> None:
+    client = wire.generation_client(worker)
+    heard: list[Event] = []
+    over = asyncio.Event()
+
+    def broken(events: list[Event], flow: object) -> None:
+        raise RuntimeError("no")
+
+    def take(events: list[Event], flow: object) -> None:
+        heard.extend(events)
+        over.set()
+
+    client.begin(GenerationRequest("r0", Dialect.CHAT, b"{}"), broken)
+    client.begin(GenerationRequest("r1", Dialect.CHAT, b"{}"), take)
+    for _ in range(2):
+        await worker.engine.next()
+    with structlog.testing.capture_logs() as logs:
+        await worker.stop()
+        async with asyncio.timeout(10):
+            await over.wait()
+    assert [type(event) for event in heard] == [Failed]
+    assert "events_not_taken" in [entry["event"] for entry in logs]
+
+
+async def test_who_raises_on_hearing_an_answer_takes_no_other_with_it(wire: Wire, scheduler: SchedulerHost) -> None:
+    scheduler.join(spec())
+    client = wire.routing_client(scheduler)
+
+    def broken(answer: object) -> None:
+        raise RuntimeError("no")
+
+    with structlog.testing.capture_logs() as logs:
+        client.ask(FACTS, broken)
+        assert isinstance(await Asker(client).answer(), Route)
+    assert "answer_not_taken" in [entry["event"] for entry in logs]

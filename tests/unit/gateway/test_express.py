@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from gateway.config import GatewayConfig
 from gateway.exchange import Exchanges
-from gateway.express import MAX_HEAD_BYTES, MAX_WAITING_BYTES, Connection, Server, read_head
+from gateway.express import MAX_HEAD_BYTES, MAX_WAITING_BYTES, Connection, read_head
 from gateway.fleet import Fleet
 from gateway.metrics import GatewayMetrics
+from gateway.server import Server
 from lbcore.dispatch import Attempt, End
 from lbcore.flow import Take
 from lbcore.generation import Delta, Dialect, Finished, GenerationRequest

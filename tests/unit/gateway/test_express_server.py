@@ -1,4 +1,4 @@
-"""Connections on which nothing comes: closed when their time is over, and looked for only while there are any."""
+"""Connections on which nothing comes or goes: closed when their time is over, and looked for while there are any."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import pytest
+
 from gateway.config import GatewayConfig
 from gateway.exchange import Exchanges
-from gateway.express import IDLE_S, LOOKS, STALLED_S, Connection, Server
+from gateway.express import Connection
 from gateway.fleet import Fleet
+from gateway.handlers import Handlers
 from gateway.metrics import GatewayMetrics
+from gateway.server import IDLE_S, LOOKS, STALLED_S, Server
 from tests.fakes import ManualClock, settle
 from tests.unit.gateway.test_express import Asked, FakeTransport, request
+
+EXPRESS = request("a")
+OTHER_WAY = EXPRESS.replace(b"completions HTTP", b"completions? HTTP")
+"""The same, and enough to be read by aiohttp."""
+BOTH_WAYS = pytest.mark.parametrize("whole", [EXPRESS, OTHER_WAY], ids=["express", "aiohttp"])
 
 
 class Timer:
@@ -61,9 +70,23 @@ class Fixed(FakeTransport, asyncio.Transport):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
-        self._connection = connection
-
+        self._protocol: Any = connection
         self._is_lost = False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def pause_writing(self) -> None:
+        """So much waits for its client that no more should be written."""
+        self._protocol.pause_writing()
+
+    async def receive(self, data: bytes) -> None:
+        """Its client has sent this."""
+        self._protocol.data_received(data)
+        await settle()
 
     def close(self) -> None:
         self.is_closed = True
@@ -83,7 +106,7 @@ class Fixed(FakeTransport, asyncio.Transport):
     def _lose(self) -> None:
         if not self._is_lost:
             self._is_lost = True
-            self._connection.connection_lost(None)
+            self._protocol.connection_lost(None)
 
 
 class Scene:
@@ -93,7 +116,9 @@ class Scene:
         self.asked: list[Asked] = []
         start: Any = self._start
         exchanges = Exchanges(GatewayConfig(), start, Fleet(lambda alive: None), GatewayMetrics(), ManualClock())
-        self.server = Server(None, exchanges, Random(1))
+        server = Handlers(exchanges, Random(1)).server()
+        assert isinstance(server, Server)
+        self.server = server
         self.loop = FakeLoop()
         loop: Any = self.loop
         self.server.loop = loop
@@ -144,39 +169,44 @@ async def test_a_connection_with_a_request_is_left_alone_however_long_it_takes()
     assert transport.is_closed
 
 
-async def test_a_body_may_take_any_time_as_long_as_something_of_it_comes() -> None:
+@BOTH_WAYS
+async def test_a_body_may_take_any_time_as_long_as_something_of_it_comes(whole: bytes) -> None:
     scene = Scene()
-    connection, transport = scene.connect()
-    whole = request("a")
-    connection.data_received(whole[:-10])
+    _, transport = scene.connect()
+    await transport.receive(whole[:-10])
     for at in range(len(whole) - 10, len(whole)):
         scene.loop.elapse(IDLE_S - 1)
         assert not transport.is_closed
-        connection.data_received(whole[at : at + 1])
+        await transport.receive(whole[at : at + 1])
     scene.asked[0].answer()
     assert transport.written
 
 
-async def test_half_a_body_behind_which_nothing_comes_is_closed_when_its_time_is_over() -> None:
+@BOTH_WAYS
+async def test_half_a_body_behind_which_nothing_comes_is_closed_when_its_time_is_over(whole: bytes) -> None:
     scene = Scene()
-    connection, transport = scene.connect()
-    connection.data_received(request("a")[:-10])
+    _, transport = scene.connect()
+    await transport.receive(whole[:-10])
     scene.loop.elapse(IDLE_S / 2)
-    connection.data_received(request("a")[-10:-5])
+    await transport.receive(whole[-10:-5])
     scene.loop.elapse(IDLE_S)
     assert not transport.is_closed
     scene.loop.elapse(IDLE_S / LOOKS + 1)
     assert transport.is_closed
     assert not transport.is_aborted
+    await settle()
     assert scene.asked == []
+    assert scene.server.exchanges.in_flight == 0
 
 
-async def test_a_client_that_does_not_read_its_last_answer_is_cut_off_when_its_time_is_over() -> None:
+@BOTH_WAYS
+async def test_a_client_that_does_not_read_its_last_answer_is_cut_off_when_its_time_is_over(whole: bytes) -> None:
     scene = Scene()
-    connection, transport = scene.connect()
-    connection.data_received(request("a"))
+    _, transport = scene.connect()
+    await transport.receive(whole)
     transport.unread = 1000
     scene.asked[0].answer()
+    await settle()
     scene.loop.elapse(IDLE_S)
     assert not transport.is_closed
     scene.loop.elapse(2 * IDLE_S / LOOKS + 1)
@@ -184,18 +214,53 @@ async def test_a_client_that_does_not_read_its_last_answer_is_cut_off_when_its_t
     assert scene.loop.timers == []
 
 
-async def test_a_client_that_reads_its_last_answer_slowly_may_take_any_time() -> None:
+@BOTH_WAYS
+async def test_a_client_that_does_not_read_what_there_is_of_its_answer_is_cut_off_and_its_request_cancelled(
+    whole: bytes,
+) -> None:
     scene = Scene()
-    connection, transport = scene.connect()
-    connection.data_received(request("a"))
+    _, transport = scene.connect()
+    await transport.receive(whole)
+    for _ in range(3):
+        transport.unread += 1000
+        scene.loop.elapse(IDLE_S)
+        assert not transport.is_closed
+    scene.loop.elapse(2 * IDLE_S / LOOKS + 1)
+    assert transport.is_aborted
+    await settle()
+    assert scene.asked[0].is_cancelled
+    assert scene.server.exchanges.in_flight == 0
+
+
+async def test_a_client_that_asks_on_without_reading_is_cut_off_however_much_it_sends() -> None:
+    scene = Scene()
+    _, transport = scene.connect()
+    await transport.receive(OTHER_WAY)
+    transport.unread = 1000
+    transport.pause_writing()
+    scene.asked[0].answer()
+    for _ in range(20):
+        await transport.receive(OTHER_WAY)
+        assert len(scene.asked) == 1
+        scene.loop.elapse(IDLE_S / LOOKS)
+    assert transport.is_aborted
+    await settle()
+    assert scene.server.exchanges.in_flight == 0
+
+
+@BOTH_WAYS
+async def test_a_client_that_reads_its_last_answer_slowly_may_take_any_time(whole: bytes) -> None:
+    scene = Scene()
+    _, transport = scene.connect()
+    await transport.receive(whole)
     transport.unread = 1000
     scene.asked[0].answer()
+    await settle()
     for _ in range(10):
         scene.loop.elapse(IDLE_S / 2)
         transport.unread -= 100
         assert not transport.is_closed
     scene.loop.elapse(2 * IDLE_S)
-    assert transport.is_closed
     assert not transport.is_aborted
 
 
@@ -220,11 +285,12 @@ async def test_many_connections_share_one_look() -> None:
     assert not late.is_closed
 
 
-async def test_a_server_that_stops_waits_for_what_runs_and_then_looks_no_more() -> None:
+@BOTH_WAYS
+async def test_a_server_that_stops_waits_for_what_runs_and_then_looks_no_more(whole: bytes) -> None:
     scene = Scene()
     _, idle = scene.connect()
-    connection, busy = scene.connect()
-    connection.data_received(request("a"))
+    _, busy = scene.connect()
+    await busy.receive(whole)
     stopping = asyncio.ensure_future(scene.server.shutdown())
     await settle()
     assert idle.is_closed
@@ -240,17 +306,20 @@ async def test_a_server_that_stops_waits_for_what_runs_and_then_looks_no_more() 
     assert all(timer.is_cancelled for timer in scene.loop.timers)
 
 
-async def test_a_server_that_stops_waits_for_a_body_only_as_long_as_something_of_it_comes() -> None:
+@BOTH_WAYS
+@pytest.mark.parametrize("cut", [30, -10], ids=["head", "body"])
+async def test_a_server_that_stops_waits_for_a_request_only_as_long_as_something_of_it_comes(
+    whole: bytes, cut: int
+) -> None:
     scene = Scene()
-    connection, transport = scene.connect()
-    whole = request("a")
-    connection.data_received(whole[:-10])
+    _, transport = scene.connect()
+    await transport.receive(whole[:cut])
     stopping = asyncio.ensure_future(scene.server.shutdown())
     await settle()
-    for at in range(len(whole) - 10, len(whole) - 5):
+    for at in range(len(whole[:cut]), len(whole[:cut]) + 5):
         scene.loop.elapse(STALLED_S - 1)
         assert not transport.is_closed
-        connection.data_received(whole[at : at + 1])
+        await transport.receive(whole[at : at + 1])
     scene.loop.elapse(STALLED_S)
     assert not transport.is_closed
     scene.loop.elapse(STALLED_S / LOOKS + 1)
@@ -260,28 +329,77 @@ async def test_a_server_that_stops_waits_for_a_body_only_as_long_as_something_of
     assert scene.asked == []
 
 
-async def test_a_body_that_is_complete_after_the_server_began_to_stop_is_answered() -> None:
+@BOTH_WAYS
+@pytest.mark.parametrize("cut", [30, -10], ids=["head", "body"])
+async def test_a_request_that_is_complete_after_the_server_began_to_stop_is_answered(whole: bytes, cut: int) -> None:
     scene = Scene()
-    connection, transport = scene.connect()
-    connection.data_received(request("a")[:-10])
+    _, transport = scene.connect()
+    await transport.receive(whole[:cut])
     stopping = asyncio.ensure_future(scene.server.shutdown())
     await settle()
     scene.loop.elapse(STALLED_S - 1)
-    connection.data_received(request("a")[-10:])
+    await transport.receive(whole[cut:])
     scene.loop.elapse(IDLE_S)
     scene.asked[0].answer()
     assert b"Connection: close\r\n" in transport.written
+    await settle()
+    assert transport.is_closed
+    assert stopping.done()
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+async def test_a_body_that_was_refused_before_it_was_complete_leaves_nothing_behind(is_complete: bool) -> None:
+    scene = Scene()
+    _, transport = scene.connect()
+    refused = OTHER_WAY.replace(b"POST /v1/chat", b"POST /v1/nothing")
+    await transport.receive(refused[:-10])
+    assert transport.written.startswith(b"HTTP/1.1 404 ")
+    if is_complete:
+        await transport.receive(refused[-10:])
+    stopping = asyncio.ensure_future(scene.server.shutdown())
+    await settle()
+    assert transport.is_closed is is_complete
+    scene.loop.elapse(STALLED_S * (1 + 1 / LOOKS) + 1)
+    await settle()
+    assert transport.is_closed
+    assert stopping.done()
+
+
+async def test_a_body_that_was_refused_and_is_complete_after_the_server_began_to_stop_holds_up_nothing() -> None:
+    scene = Scene()
+    _, transport = scene.connect()
+    refused = OTHER_WAY.replace(b"POST /v1/chat", b"POST /v1/nothing")
+    await transport.receive(refused[:-10])
+    stopping = asyncio.ensure_future(scene.server.shutdown())
+    await settle()
+    await transport.receive(refused[-10:])
+    scene.loop.elapse(STALLED_S / LOOKS + 1)
     assert transport.is_closed
     await settle()
     assert stopping.done()
 
 
-async def test_a_client_may_read_its_last_answer_as_long_as_the_server_waits() -> None:
+async def test_what_was_sent_ahead_is_not_begun_once_the_server_stops() -> None:
     scene = Scene()
-    connection, transport = scene.connect()
-    connection.data_received(request("a"))
+    _, transport = scene.connect()
+    await transport.receive(OTHER_WAY + OTHER_WAY)
+    stopping = asyncio.ensure_future(scene.server.shutdown())
+    await settle()
+    scene.asked[0].answer()
+    await settle()
+    assert transport.is_closed
+    assert stopping.done()
+    assert len(scene.asked) == 1
+
+
+@BOTH_WAYS
+async def test_a_client_may_read_its_last_answer_as_long_as_the_server_waits(whole: bytes) -> None:
+    scene = Scene()
+    _, transport = scene.connect()
+    await transport.receive(whole)
     transport.unread = 1000
     scene.asked[0].answer()
+    await settle()
     stopping = asyncio.ensure_future(scene.server.shutdown())
     await settle()
     scene.loop.elapse(100 * IDLE_S)

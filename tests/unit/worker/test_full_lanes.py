@@ -9,19 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbcore.errors import Cancelled
-from lbcore.generation import Delta, Failed
+from lbcore.generation import Delta, Embedding, Event, Failed, Finished
 from tests.unit.worker.lane_talk import (
     BROKEN,
     END,
+    UNLIMITED,
     Request,
     is_silent,
     message,
     next_message,
     of,
+    put,
     words,
 )
 from worker import lanes as module
-from worker.lanes import BULKY_BYTES, Lanes
+from worker.lanes import BULKY_BYTES, MAX_UNWRITTEN_EVENTS, Lanes
 
 
 async def test_more_than_a_lane_may_keep_stops_its_request_once_and_no_other(
@@ -113,6 +115,115 @@ async def test_what_is_said_after_a_lane_is_gone_is_kept_nowhere(lanes: Lanes) -
     assert (lane.waiting_bytes, lanes.waiting_bytes) == (0, 0)
     await message(lanes)
     assert await is_silent(lanes)
+
+
+@pytest.mark.parametrize("room", [UNLIMITED, 2**32])
+async def test_of_a_caller_with_great_room_one_message_is_with_the_writer_and_the_rest_is_joined(
+    lanes: Lanes, room: int
+) -> None:
+    request = Request(lanes.open(1, room))
+    said = [f"{number} " for number in range(3 * MAX_UNWRITTEN_EVENTS)]
+    request.say(*said)
+    request.finish()
+    assert await of(lanes, 1) == words(*said[:MAX_UNWRITTEN_EVENTS])
+    *rest, end = await of(lanes, 1)
+    assert len(rest) < MAX_UNWRITTEN_EVENTS // 4
+    assert "".join(event.text for event in rest if type(event) is Delta) == "".join(said[MAX_UNWRITTEN_EVENTS:])
+    assert end == END
+
+
+async def test_a_caller_with_great_room_that_does_not_read_is_given_up_like_others(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 1000)
+    request = Request(lanes.open(1, UNLIMITED))
+    request.say(*["x" * 100] * (MAX_UNWRITTEN_EVENTS + 20))
+    [error] = request.errors
+    assert isinstance(error, Cancelled)
+
+
+async def test_great_room_is_used_to_its_end_and_no_further(lanes: Lanes) -> None:
+    room = MAX_UNWRITTEN_EVENTS + 3
+    lane = lanes.open(1, room - 2)
+    lanes.make_room(1, 2)
+    vectors: list[Event] = [Embedding(number, b"") for number in range(room + 5)]
+    put(lane, vectors)
+    assert [*await of(lanes, 1), *await of(lanes, 1)] == vectors[:room]
+    assert await is_silent(lanes)
+    lanes.make_room(1, 2 * MAX_UNWRITTEN_EVENTS)
+    assert await of(lanes, 1) == vectors[room:]
+    put(lane, vectors)
+    assert await of(lanes, 1) == vectors[:MAX_UNWRITTEN_EVENTS]
+
+
+_WINDOW = 4
+_GREAT_STEPS = st.tuples(
+    st.sampled_from(["say", "say", "say", "take", "take", "finish", "drop"]), st.integers(0, 2), st.integers(1, 9)
+)
+
+
+@given(st.lists(st.integers(0, 3 * _WINDOW), min_size=3, max_size=3), st.lists(_GREAT_STEPS, max_size=80))
+def test_whatever_room_a_caller_has_only_so_much_is_with_the_writer_and_all_of_it_arrives(
+    rooms: list[int], steps: list[tuple[str, int, int]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_UNWRITTEN_EVENTS", _WINDOW)
+        patch.setattr(module, "MAX_EVENTS", _WINDOW + 1)
+        asyncio.run(_play_with_great_room(rooms, steps))
+
+
+async def _play_with_great_room(rooms: list[int], steps: list[tuple[str, int, int]]) -> None:
+    lanes = Lanes()
+    opened = [lanes.open(number, room) for number, room in enumerate(rooms)]
+    left: list[int] = []
+    for lane in opened:
+        lane.left = lambda lane: left.append(lane.call_id)
+    said, came = [0, 0, 0], [0, 0, 0]
+    dropped: set[int] = set()
+    ended: set[int] = set()
+
+    async def take() -> bool:
+        written = {*ended}
+        events = await next_message(lanes) or []
+        assert {*left} == written | dropped
+        for number, event in events:
+            if type(event) is Finished:
+                ended.add(number)
+            else:
+                came[number] += 1
+        for number in range(3):
+            being_written = [one for one, event in events if type(event) is not Finished].count(number)
+            ready = [one for one, event, _ in lanes._ready if type(event) is not Finished].count(number)
+            assert being_written + ready <= _WINDOW
+            assert came[number] <= (rooms[number] or module.UNLIMITED)
+        return bool(events)
+
+    for step, number, amount in steps:
+        lane = opened[number]
+        has_ended = lane.is_gone or END in lane._waiting
+        if step == "say" and not has_ended:
+            # Vectors are never joined, so that each can be counted.
+            put(lane, [Embedding(0, b"")] * amount)
+            said[number] += amount
+        elif step == "finish" and not has_ended:
+            lane.put(END)
+        elif step == "drop" and lanes.drop(number) is not None:
+            dropped.add(number)
+        elif step == "take":
+            await take()
+    for lane in opened:
+        if END not in lane._waiting:
+            lane.put(END)
+    while await take():
+        pass
+    rooms[:] = [room and room + 1000 for room in rooms]
+    for number in range(3):
+        lanes.make_room(number, 1000)
+    while await take():
+        pass
+    assert sorted(left) == [0, 1, 2]
+    for number in {0, 1, 2} - dropped:
+        assert came[number] == said[number]
 
 
 _CALLS = 4

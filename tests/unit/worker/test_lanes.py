@@ -33,7 +33,7 @@ from tests.unit.worker.lane_talk import (
     put,
     words,
 )
-from worker.lanes import BULKY_BYTES, MAX_EVENTS, TURN_BYTES, Lanes
+from worker.lanes import BULKY_BYTES, MAX_EVENTS, TURN_BYTES, Lane, Lanes
 
 
 async def test_small_events_leave_with_the_next_message_in_the_order_they_came(lanes: Lanes) -> None:
@@ -237,9 +237,11 @@ async def test_a_lane_that_was_dropped_lets_nothing_out(lanes: Lanes) -> None:
 
 
 async def test_no_message_holds_more_events_than_its_reader_takes_in_one_turn(lanes: Lanes) -> None:
-    said = words(*map(str, range(2 * MAX_EVENTS + 1)))
-    put(lanes.open(1, UNLIMITED), said)
-    messages = [await of(lanes, 1) for _ in range(3)]
+    opened = {number: lanes.open(number, UNLIMITED) for number in range(2 * MAX_EVENTS // 500 + 1)}
+    said = [(turn % len(opened), Delta(text=str(turn))) for turn in range(2 * MAX_EVENTS + 1)]
+    for number, event in said:
+        opened[number].put(event)
+    messages = [await message(lanes) for _ in range(3)]
     assert [len(events) for events in messages] == [MAX_EVENTS, MAX_EVENTS, 1]
     assert [event for events in messages for event in events] == said
     assert await is_silent(lanes)
@@ -263,6 +265,31 @@ async def test_a_call_that_was_refused_behind_its_end_takes_nobody_with_it(lanes
     lanes.open(2, UNLIMITED).put(END)
     lanes.refuse(1, BROKEN.error)
     assert await message(lanes) == [(2, END)]
+
+
+async def test_a_lane_has_left_when_the_message_with_its_end_was_written(lanes: Lanes) -> None:
+    left: list[int] = []
+
+    def note(lane: Lane) -> None:
+        left.append(lane.call_id)
+
+    for number in range(5):
+        lanes.open(number, UNLIMITED).left = note
+    one, two, three, four, five = lanes
+    one.put(END)
+    put(two, [*words(*map(str, range(MAX_EVENTS))), BROKEN])
+    put(three, [bulky("x"), END])
+    assert (await message(lanes))[0] == (0, END)
+    lanes.refuse(3, BROKEN.error)
+    lanes.drop(4)
+    assert [lane.is_gone for lane in (one, two, three, four, five)] == [True] * 5
+    assert left == [4]
+    assert await of(lanes, 1) == [Delta(text=str(MAX_EVENTS - 1)), BROKEN]
+    assert left == [4, 0, 3]
+    assert await is_silent(lanes)
+    assert left == [4, 0, 3, 1, 2]
+    assert lanes.drop_all() == []
+    assert left == [4, 0, 3, 1, 2]
 
 
 async def test_dropping_what_is_not_there_is_nothing(lanes: Lanes) -> None:

@@ -118,7 +118,7 @@ async def test_what_was_stopped_is_gone_without_a_search_for_cycles(desk: Desk[S
         gc.enable()
 
 
-async def test_an_answer_that_its_caller_has_yet_to_read_keeps_a_worker_that_drains() -> None:
+async def test_an_answer_that_is_yet_to_be_written_keeps_a_worker_that_drains() -> None:
     desk = Desk(ScriptedEngine())
     desk.ask(1, room=1)
     (await desk.engine.next()).answer("one", "two")
@@ -129,6 +129,9 @@ async def test_an_answer_that_its_caller_has_yet_to_read_keeps_a_worker_that_dra
     desk.lanes.make_room(1, 10)
     assert (await of(desk.lanes, 1))[-1] == Finished(10, 0, 2)
     await settle()
+    assert not idle.done()
+    # Who asks for more has written what there was.
+    assert await is_silent(desk.lanes)
     assert idle.done()
 
 
@@ -140,6 +143,23 @@ async def test_an_answer_whose_caller_went_away_keeps_no_worker_that_drains() ->
     await desk.sessions.idle()
 
 
+async def test_answers_on_a_stream_that_broke_keep_no_worker_that_drains() -> None:
+    desk = Desk(ScriptedEngine())
+    for number, room in ((1, 0), (2, 0), (3, 1)):
+        desk.ask(number, room=room)
+        (await desk.engine.next()).answer("one", "two")
+        # The first is being written, the second is ready, and the third waits for its reader.
+        if number == 1:
+            await message(desk.lanes)
+    desk.ask(4)
+    idle = asyncio.ensure_future(desk.sessions.idle())
+    assert [lane.call_id for lane in desk.lanes.drop_all()] == [3, 4]
+    await settle()
+    assert not idle.done()
+    (await desk.engine.next()).finish()
+    await idle
+
+
 async def test_a_request_that_its_engine_has_not_let_go_keeps_a_worker_that_drains() -> None:
     desk = Desk(ScriptedEngine())
     desk.engine.is_stubborn = True
@@ -147,7 +167,8 @@ async def test_a_request_that_its_engine_has_not_let_go_keeps_a_worker_that_drai
     taken = await desk.engine.next()
     lane.stop(Cancelled("The caller went away."))
     idle = asyncio.ensure_future(desk.sessions.idle())
-    await settle()
+    await message(desk.lanes)
+    assert await is_silent(desk.lanes)
     assert lane.is_gone
     assert not idle.done()
     taken.fail(Cancelled("Gone."))
@@ -168,6 +189,7 @@ async def test_answers_that_nobody_reads_count_against_the_capacity() -> None:
     assert isinstance(refusal.error, Saturated)
     desk.lanes.make_room(1, 10)
     assert (await of(desk.lanes, 1))[-1] == Finished(10, 0, 2)
+    assert await is_silent(desk.lanes)
     desk.ask(4)
     await desk.engine.next()
     assert await is_silent(desk.lanes)
@@ -191,4 +213,5 @@ async def test_a_request_that_ended_while_it_was_handed_over_leaves_nothing_behi
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, EngineFailed)
     assert kept.open == set()
+    assert await is_silent(desk.lanes)
     await desk.sessions.idle()
