@@ -12,6 +12,15 @@ UNREAD_BYTES = 16 * 1024
 waits, and what comes meanwhile goes into one message: a reader that falls behind gets fewer and larger ones, and
 catches up. A larger message has all the room it needs as soon as its reader has seen its length."""
 
+KEEPALIVE_S = 10.0
+"""A peer that says nothing for so long is asked for a sign of life,"""
+
+KEEPALIVE_TIMEOUT_S = 5.0
+"""and given up when it gives none in this time."""
+
+CONNECT_S = 1.0
+"""What one attempt to connect may take: some round trips, to a peer that is busy."""
+
 _BOTH = (
     # The measuring of bandwidth would widen that to megabytes, and costs a ping for every few messages.
     ("grpc.http2.bdp_probe", 0),
@@ -19,9 +28,9 @@ _BOTH = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # A peer whose machine vanished, or whose process stands still, sends no reset: pings find it within the sum of time
     # and timeout. Without the second timeout a ping that the peer's kernel acknowledged would be waited for a minute.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_time_ms", round(KEEPALIVE_S * 1000)),
+    ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1000)),
+    ("grpc.http2.ping_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1000)),
     ("grpc.keepalive_permit_without_calls", 1),
     # Streams are often quiet, and gRPC stops its pings after two that no data came between.
     ("grpc.http2.max_pings_without_data", 0),
@@ -33,8 +42,8 @@ _CLIENT = (
     # A restarted peer is back within a second or two; gRPC's own back-off of up to two minutes would outlast it.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # In spite of its name this is how long one attempt to connect may take: some round trips, to a peer that is busy.
-    ("grpc.min_reconnect_backoff_ms", 1_000),
+    # In spite of its name this is how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", round(CONNECT_S * 1000)),
     # Channels of one process to one address share a connection, and with it the pause after a failed attempt: a client
     # made anew because its worker is back would wait for what the old one found closed.
     ("grpc.use_local_subchannel_pool", 1),

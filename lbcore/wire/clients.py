@@ -114,7 +114,12 @@ class RoutingClient:
         self._channel = open_channel(address)
         self._stub = routing_pb2_grpc.RoutingServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._mux: MuxClient[Question | Ticket, routing_pb2.RouteStreamResponse] = MuxClient(
-            self._stub.RouteStream, _route_batch, self._deliver, self._lost
+            address,
+            "/lbcore.api.v1.RoutingService/RouteStream",
+            _route_batch,
+            routing_pb2.RouteStreamResponse.FromString,
+            self._deliver,
+            self._lost,
         )
         self._waiting: dict[int, Question] = {}
         self._deadlines = Deadlines()
@@ -187,7 +192,7 @@ class RoutingClient:
             if question is not None:
                 self._tell(question, answer)
 
-    def _lost(self, error: grpc.RpcError | None) -> None:
+    def _lost(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for question in waiting.values():
             self._tell(question, NoReadyWorker("The scheduler cannot be reached."))
@@ -309,10 +314,13 @@ class GenerationClient:
     """Sends requests to one worker over one stream."""
 
     def __init__(self, address: str, deadlines: Deadlines | None = None) -> None:
-        self._channel = open_channel(address)
-        self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._mux: MuxClient[Call | _Cancelled | _Room, generation_pb2.GenerateStreamResponse] = MuxClient(
-            self._stub.GenerateStream, _generate_batch, self._deliver, self._lost
+            address,
+            "/lbcore.api.v1.GenerationService/GenerateStream",
+            _generate_batch,
+            generation_pb2.GenerateStreamResponse.FromString,
+            self._deliver,
+            self._lost,
         )
         self._calls: dict[int, Call] = {}
         self._next_call_id = 0
@@ -364,7 +372,6 @@ class GenerationClient:
 
     async def close(self) -> None:
         await self._mux.close()
-        await self._channel.close()
 
     def _deliver(self, message: generation_pb2.GenerateStreamResponse) -> None:
         calls = self._calls
@@ -384,7 +391,7 @@ class GenerationClient:
         for call in news:
             call.flush()
 
-    def _lost(self, error: grpc.RpcError | None) -> None:
+    def _lost(self) -> None:
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if not call.is_cancelled:

@@ -52,36 +52,27 @@ class Bell:
         await asyncio.sleep(0)
 
 
-class Outbox(Generic[T]):
-    """What is to be written to one stream, for one writer. Alone, an item leaves at once; under load, batches form."""
+class Batches(Generic[T]):
+    """What is to be written to one stream, in messages of a size that nobody has to wait behind for long."""
 
-    __slots__ = ("_bell", "_bytes", "_closed", "_items", "_sizes")
+    __slots__ = ("_bytes", "_items", "_sizes")
 
     def __init__(self) -> None:
         self._items: list[T] = []
         self._sizes: list[int] = []
         self._bytes = 0
-        self._bell = Bell()
-        self._closed = False
 
     def put(self, item: T, size: int = 0) -> None:
-        """Adds an item of about so many bytes; after `close` it is dropped."""
-        if self._closed:
-            return
+        """Adds an item of about so many bytes."""
         self._items.append(item)
         self._sizes.append(size)
         self._bytes += size
-        self._bell.ring()
 
-    def close(self) -> None:
-        """Nothing more will come: `take` hands out what is left and then empty lists."""
-        self._closed = True
-        self._bell.ring()
+    def __bool__(self) -> bool:
+        return bool(self._items)
 
-    async def take(self) -> list[T]:
-        """Waits for an item and returns all that fit into one message, oldest first; an empty list means closed."""
-        while not self._items and not self._closed:
-            await self._bell.sleep()
+    def next(self) -> list[T]:
+        """Takes all that fit into one message, oldest first; an empty list when there is nothing."""
         items, sizes = self._items, self._sizes
         if self._bytes <= MAX_BATCH_BYTES and len(items) <= MAX_BATCH_ITEMS:
             self._items, self._sizes, self._bytes = [], [], 0
@@ -95,3 +86,31 @@ class Outbox(Generic[T]):
         self._items, self._sizes = items[count:], sizes[count:]
         self._bytes -= total
         return items[:count]
+
+
+class Outbox(Generic[T]):
+    """What is to be written to one stream, for one writer. Alone, an item leaves at once; under load, batches form."""
+
+    __slots__ = ("_batches", "_bell", "_closed")
+
+    def __init__(self) -> None:
+        self._batches: Batches[T] = Batches()
+        self._bell = Bell()
+        self._closed = False
+
+    def put(self, item: T, size: int = 0) -> None:
+        """Adds an item of about so many bytes; after `close` it is dropped."""
+        if not self._closed:
+            self._batches.put(item, size)
+            self._bell.ring()
+
+    def close(self) -> None:
+        """Nothing more will come: `take` hands out what is left and then empty lists."""
+        self._closed = True
+        self._bell.ring()
+
+    async def take(self) -> list[T]:
+        """Waits for an item and returns all that fit into one message, oldest first; an empty list means closed."""
+        while not self._batches and not self._closed:
+            await self._bell.sleep()
+        return self._batches.next()

@@ -214,9 +214,8 @@ async def test_a_connection_may_take_longer_than_a_blink(wire: Wire, worker: Wor
 async def test_a_worker_that_stands_still_is_found_by_pings(
     wire: Wire, worker: WorkerHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hurried = {"grpc.keepalive_time_ms": 250, "grpc.keepalive_timeout_ms": 250, "grpc.http2.ping_timeout_ms": 250}
-    options = tuple((name, hurried.get(name, value)) for name, value in channel._CLIENT)
-    monkeypatch.setattr(channel, "_CLIENT", options)
+    monkeypatch.setattr(channel, "KEEPALIVE_S", 0.25)
+    monkeypatch.setattr(channel, "KEEPALIVE_TIMEOUT_S", 0.25)
     door = Door(worker)
     await door.start()
     client = GenerationClient(door.address)
@@ -375,8 +374,14 @@ class Lossy:
         self.losses = 0
         self.build_error: Exception | None = None
         self.deliver_error: Exception | None = None
-        stub = wire.generation_stub(worker)
-        self.mux: MuxClient[int, object] = MuxClient(stub.GenerateStream, self._build, self._deliver, self._lose)
+        self.mux: MuxClient[int, object] = MuxClient(
+            worker.address,
+            "/lbcore.api.v1.GenerationService/GenerateStream",
+            self._build,
+            generation_pb2.GenerateStreamResponse.FromString,
+            self._deliver,
+            self._lose,
+        )
 
     def _build(self, call_ids: list[int]) -> generation_pb2.GenerateStreamRequest:
         if self.build_error is not None:
@@ -390,7 +395,7 @@ class Lossy:
         if self.deliver_error is not None:
             raise self.deliver_error
 
-    def _lose(self, error: grpc.RpcError | None) -> None:
+    def _lose(self) -> None:
         self.losses += 1
         self.lost.tell()
 
