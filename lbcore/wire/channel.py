@@ -13,10 +13,10 @@ waits, and what comes meanwhile goes into one message: a reader that falls behin
 catches up. A larger message has all the room it needs as soon as its reader has seen its length."""
 
 KEEPALIVE_S = 10.0
-"""A peer that says nothing for so long is asked for a sign of life,"""
+"""A peer that says nothing for so long is asked for a sign of life."""
 
 KEEPALIVE_TIMEOUT_S = 5.0
-"""and given up when it gives none in this time."""
+"""A peer that was asked and says nothing for so long is given up."""
 
 CONNECT_S = 1.0
 """What one attempt to connect may take: some round trips, to a peer that is busy."""
