@@ -106,7 +106,7 @@ class Worker:
 
     def take(self, ticket: int, prompt_tokens: int, now: float) -> None:
         key = str(ticket)
-        self.load.accepted(key, Ticket(ticket), 0)
+        self.load.accepted(key, Ticket(ticket), 0, now)
         self.load.started(key, prompt_tokens, 0)
         self._running.append((now + SERVICE_S, key))
         self.reporter.changed()
@@ -116,8 +116,9 @@ class Worker:
         if running and running[0][0] <= now:
             while running and running[0][0] <= now:
                 _, key = running.popleft()
+                self.load.prefilled(key, now)
                 self.load.generated(key, 8)
-                self.load.finished(key)
+                self.load.finished(key, now)
             self.reporter.changed()
 
     @property

@@ -107,7 +107,7 @@ async def serve(load: Load, incoming: list[bytes], requests: int, profile: cProf
     await engine.start()
     tracker = LoadTracker()
     news = asyncio.Event()
-    sessions = Sessions(engine, tracker, 1000, news.set)
+    sessions = Sessions(engine, tracker, 1000, news.set, MonotonicClock())
     context: Any = Context(sessions, incoming, load.batch)
     if profile is not None:
         profile.enable()

@@ -22,7 +22,8 @@ from lbcore.clock import Clock
 from lbcore.dispatch import Dispatcher
 from lbcore.errors import ConfigError
 from lbcore.garbage import look_seldom
-from lbcore.wire.clients import GenerationClients, RoutingClient
+from lbcore.wire.clients import GenerationClients
+from lbcore.wire.routing_client import RoutingClient
 
 log = structlog.get_logger()
 

@@ -22,6 +22,7 @@ from lbcore.errors import (
     NameTaken,
     NoReadyWorker,
     NotFound,
+    RateLimited,
     RetryLater,
     Saturated,
     StreamInterrupted,
@@ -47,6 +48,7 @@ class Outcome:
 INTERNAL = Outcome(500, "server_error", "internal_error", is_message_public=False)
 
 # The client library chooses its exception by the status, and tries again by itself after 408, 409, 429 and 5xx.
+# 429 is for limits of the caller's own: a fleet without room is no fault of whoever asks, hence 503.
 # An engine's own failure is 500 rather than 502: it was tried elsewhere already, and proxies that repeat what looks
 # like a broken gateway (502, 503, 504) should not repeat it. A stream lost half-way is worth repeating, hence 502.
 OUTCOMES: dict[type[LoadBalancerError], Outcome] = {
@@ -57,7 +59,8 @@ OUTCOMES: dict[type[LoadBalancerError], Outcome] = {
     ModelNotFound: Outcome(404, "invalid_request_error", "model_not_found", param="model"),
     NotFound: Outcome(404, "invalid_request_error", "not_found"),
     RetryLater: Outcome(503, "server_error", "unavailable"),
-    Saturated: Outcome(429, "rate_limit_error", "saturated"),
+    Saturated: Outcome(503, "server_error", "saturated"),
+    RateLimited: Outcome(429, "rate_limit_error", "rate_limited"),
     NoReadyWorker: Outcome(503, "server_error", "no_ready_worker"),
     WorkerUnreachable: Outcome(503, "server_error", "worker_unreachable"),
     StreamInterrupted: Outcome(502, "server_error", "stream_interrupted"),

@@ -20,6 +20,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.render import EVENTS_AT_ONCE, Answer, Chunks, answer_for, chunks_for
 from gateway.reply import HIGH_WATER_BYTES, JSON, LAST_PIECE, Heads, Peer, piece
 from gateway.schema import OpenAIRequest, parse
+from gateway.terms import Terms
 from gateway.vectors import Vectors
 from lbcore.clock import Clock, unix_time_s
 from lbcore.dispatch import Attempt, Dispatch, End
@@ -77,7 +78,6 @@ class Exchange:
         "_over",
         "_peer",
         "_sending",
-        "_session_id",
         "_shared",
         "_usage",
         "_vectors",
@@ -92,13 +92,11 @@ class Exchange:
         peer: Peer,
         dialect: Dialect,
         request_id: str,
-        session_id: str,
         over: Callable[[], None],
     ) -> None:
         self._shared = shared
         self._peer = peer
         self._dialect = dialect
-        self._session_id = session_id
         self._over = over
         self.request_id = request_id
         #: When its body was complete: what a client takes to send it is the client's own time.
@@ -113,11 +111,11 @@ class Exchange:
         self._has_begun = False
         shared.in_flight += 1
 
-    def begin(self, body: bytes) -> None:
+    def begin(self, body: bytes, terms: Terms) -> None:
         """Takes the body, and answers it in its own time. Whatever is wrong with it is answered at once."""
         self._arrived = self._shared.clock.now()
         try:
-            self._begin(parse(self._dialect, body))
+            self._begin(parse(self._dialect, body), terms)
         except Exception as error:
             self._refuse(error)
 
@@ -133,7 +131,7 @@ class Exchange:
             self._sending.cancel()
         self._close(Cancelled("The client went away."))
 
-    def _begin(self, request: OpenAIRequest) -> None:
+    def _begin(self, request: OpenAIRequest, terms: Terms) -> None:
         self._model = request.model
         now_unix_s = int(unix_time_s())
         take: Take
@@ -156,13 +154,21 @@ class Exchange:
             len(request.prompt),
             block_hashes(request.prefix),
             max_output_tokens=request.max_output_tokens,
-            session_id=self._session_id or request.session_id,
+            priority=terms.priority,
+            session_id=terms.session_id or request.session_id,
+            tenant=terms.tenant,
+            ttft_slo_ms=terms.ttft_slo_ms,
+            tpot_slo_ms=terms.tpot_slo_ms,
         )
+        timeout_s = self._shared.config.request_timeout_s
+        if terms.timeout_s is not None and terms.timeout_s < timeout_s:
+            timeout_s = terms.timeout_s
         generation = GenerationRequest(
             self.request_id,
             request.dialect,
             request.body,
-            timeout_s=self._shared.config.request_timeout_s,
+            timeout_s=timeout_s,
+            priority=terms.priority,
             wants_token_ids=False,
             is_whole=not request.stream,
         )

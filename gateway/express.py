@@ -16,6 +16,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from gateway.exchange import Exchange
+from gateway.terms import Terms, printable, tenant_of
 from lbcore.generation import Dialect
 
 if TYPE_CHECKING:
@@ -28,21 +29,22 @@ MAX_WAITING_BYTES = 256 * 1024
 _START = re.compile(rb"POST /v1/(chat/completions|completions) HTTP/1\.1\r\n")
 _FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)++")
 _WANTED = re.compile(
-    rb"\n(host|content-length|x-request-id|x-session-id|connection|proxy-connection|transfer-encoding|content-encoding"
-    rb"|expect|upgrade):[ \t]*+([^\r]*+)",
+    rb"\n(host|content-length|x-request-id|x-session-id|x-tenant-id|authorization|connection|proxy-connection"
+    rb"|transfer-encoding|content-encoding|expect|upgrade|x-priority|x-slo-ttft-ms|x-slo-tpot-ms|x-request-timeout-ms)"
+    rb":[ \t]*+([^\r]*+)",
     re.IGNORECASE,
 )
 _DIALECTS = {b"chat/completions": Dialect.CHAT, b"completions": Dialect.COMPLETION}
 _LENGTH = re.compile(rb"[0-9]{1,10}")
-_PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
+_NO_TERMS = Terms()
 
 
 class Head:
     """What matters of a request's head."""
 
-    __slots__ = ("dialect", "length", "request_id", "session_id", "size")
+    __slots__ = ("dialect", "length", "request_id", "size", "terms")
 
-    def __init__(self, dialect: Dialect, size: int, length: int, request_id: str, session_id: str) -> None:
+    def __init__(self, dialect: Dialect, size: int, length: int, request_id: str, terms: Terms) -> None:
         self.dialect = dialect
         self.size = size
         """Bytes of the head itself."""
@@ -50,7 +52,7 @@ class Head:
         """Bytes of the body."""
         self.request_id = request_id
         """The client's own, or empty."""
-        self.session_id = session_id
+        self.terms = terms
 
 
 def read_head(data: bytes) -> Head | None:
@@ -72,19 +74,21 @@ def read_head(data: bytes) -> Head | None:
         return None
     if found.pop(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
-    request_id = session_id = ""
+    request_id, terms = "", _NO_TERMS
     if found:
-        request_id = printable(found.pop(b"x-request-id", b"").rstrip(b" \t").decode("latin-1"))
-        session_id = printable(found.pop(b"x-session-id", b"").rstrip(b" \t").decode("latin-1"))
+        request_id = printable(_text(found, b"x-request-id"))
+        session_id = printable(_text(found, b"x-session-id"))
+        tenant = tenant_of(_text(found, b"x-tenant-id"), _text(found, b"authorization"))
         if found:
             # Whatever else was looked for is for aiohttp.
             return None
-    return Head(_DIALECTS[start[1]], end + 4, int(length), request_id, session_id)
+        terms = Terms(session_id, tenant)
+    return Head(_DIALECTS[start[1]], end + 4, int(length), request_id, terms)
 
 
-def printable(given: str) -> str:
-    """A header that may go into logs and onto the wire as it is; empty when it may not."""
-    return given if _PRINTABLE.fullmatch(given) else ""
+def _text(found: dict[bytes, bytes], name: bytes) -> str:
+    value = found.pop(name, None)
+    return "" if value is None else value.rstrip(b" \t").decode("latin-1")
 
 
 def new_request_id(rng: Random) -> str:
@@ -214,12 +218,12 @@ class Connection(asyncio.Protocol):
         self.quiet_since = None
         server = self._server
         request_id = head.request_id or new_request_id(server.rng)
-        exchange = Exchange(server.exchanges, self, head.dialect, request_id, head.session_id, self._over)
+        exchange = Exchange(server.exchanges, self, head.dialect, request_id, self._over)
         self._exchange = exchange
         if len(data) > head.length:
             self._wait(data[head.length :])
             data = data[: head.length]
-        exchange.begin(data)
+        exchange.begin(data, head.terms)
 
     def _over(self) -> None:
         if self._exchange is None:

@@ -10,7 +10,7 @@ import structlog
 
 from lbcore.errors import LoadBalancerError
 from lbcore.types import EndpointState, Epoch, WorkerId, WorkerStatus
-from lbcore.wire.clients import RoutingClient, TableStep
+from lbcore.wire.routing_client import RoutingClient, TableStep
 
 log = structlog.get_logger()
 

@@ -11,12 +11,13 @@ from typing import Any
 from aiohttp import HttpVersion11, hdrs, web
 
 from gateway.exchange import Exchange, Exchanges
-from gateway.express import new_request_id, printable
+from gateway.express import new_request_id
 from gateway.processes import Place
 from gateway.render import model_list, model_object
 from gateway.routes import Routes
 from gateway.server import IDLE_S, General, Server
 from gateway.siblings import page_of_all
+from gateway.terms import printable, terms_of
 from lbcore.errors import BodyTooLarge, InvalidRequest, LoadBalancerError, ModelNotFound
 from lbcore.generation import Dialect
 from lbcore.metrics import exposition
@@ -121,15 +122,15 @@ class Handlers:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             peer = _AiohttpPeer(request)
             over = asyncio.Event()
-            session_id = printable(request.headers.get("X-Session-ID", ""))
-            exchange = Exchange(self._exchanges, peer, dialect, self._request_id(request), session_id, over.set)
+            exchange = Exchange(self._exchanges, peer, dialect, self._request_id(request), over.set)
             try:
                 try:
                     body = await self._body(request)
+                    terms = terms_of(request.headers)
                 except LoadBalancerError as error:
                     exchange.refuse(error)
                 else:
-                    exchange.begin(body)
+                    exchange.begin(body, terms)
                 await over.wait()
             except (asyncio.CancelledError, ConnectionError):
                 if not over.is_set():

@@ -25,7 +25,8 @@ from lbcore.errors import InvalidRequest
 from lbcore.generation import Delta, Dialect, Embedding, Event, Finished, FinishReason, GenerationRequest
 from lbcore.prefix import block_hashes
 from lbcore.types import RouteFacts
-from lbcore.wire.clients import GenerationClients, RoutingClient
+from lbcore.wire.clients import GenerationClients
+from lbcore.wire.routing_client import RoutingClient
 
 
 def conversation_bytes(messages: Sequence[Mapping[str, object]]) -> bytes:
@@ -67,13 +68,17 @@ class Client:
 
     Extra keyword arguments of `chat`, `text`, `complete` and `embed` are fields of the OpenAI body (max_tokens,
     temperature, stop, seed, dimensions, ...). Errors are those of `lbcore.errors`.
+
+    Where requests have to wait, those with the greatest `priority` go first, and among them tenants in turn.
     """
 
-    def __init__(self, scheduler: str, *, timeout_s: float | None = 600.0) -> None:
+    def __init__(self, scheduler: str, *, timeout_s: float | None = 600.0, tenant: str = "", priority: int = 0) -> None:
         self._routing = RoutingClient(scheduler)
         self._workers = GenerationClients()
         self._dispatcher = Dispatcher(self._routing, self._workers, MonotonicClock())
         self._timeout_s = timeout_s
+        self._tenant = tenant
+        self._priority = priority
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,7 +163,9 @@ class Client:
         self, dialect: Dialect, model: str, body: Mapping[str, object], prompt: bytes, request_id: str
     ) -> AsyncGenerator[Event, None]:
         request_id = request_id or uuid4().hex
-        request = GenerationRequest(request_id, dialect, orjson.dumps(body), timeout_s=self._timeout_s)
+        request = GenerationRequest(
+            request_id, dialect, orjson.dumps(body), timeout_s=self._timeout_s, priority=self._priority
+        )
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
         facts = RouteFacts(
             request_id=request_id,
@@ -167,6 +174,8 @@ class Client:
             # Of what is embedded no cache holds a beginning; the gateway hashes none either.
             prefix_hashes=() if dialect is Dialect.EMBEDDING else block_hashes(prompt),
             max_output_tokens=limit if type(limit) is int else 0,
+            priority=self._priority,
+            tenant=self._tenant,
         )
         async with aclosing(self._dispatcher.batches(facts, request)) as batches:
             async for batch in batches:

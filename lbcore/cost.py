@@ -1,39 +1,50 @@
 """What it costs to send a request to a worker: arithmetic in milliseconds, no memory, no choice.
 
-    ttft_ms  = wait_ms + token_ms · n       when the worker would produce the request's first token
-    delay_ms = ttft_ms + c · t · d          the same, and what the request does to those that decode there
+    cost  = wait + own · (1 + q · min(Q, 1) + θ · min(d, 64)) + β · L · δ · t · d + ρ · W + blocked
 
-    wait_ms  = a · B + p + s                the work in front, the step that runs, a sequence slot
-    token_ms = a · (1 + θ · min(d, 64))     own prefill, slowed by what decodes beside it
+    wait     until the prefill in front of the request is done: the queue of the worker's last report, worked off since
+             at its measured speed, credit, and what waits in the scheduler for this worker
+    own      a · (n + α · (P² - k²) / 2): prefill of the request's n = P - k uncached tokens of P; each token attends to
+             those before it, which costs a part α of a token's own price for each
+    Q        requests that wait for their prefill, in engines and in the scheduler, for each worker of the fleet
+    d        requests in flight at the worker, reported and credit
+    t        milliseconds of one decoding step of this worker, measured
+    W        milliseconds of prefill given to this worker lately: an exponential sum over 120 s
+    blocked  s + m, where s is the time until a sequence slot is free: (d - S + 1) · L · t / S when all S are taken; and
+             m the time until KV blocks are free for the prompt, at the rate at which the requests in flight leave them
+    a        milliseconds per prompt token of this worker, measured
+    L        length of an answer in tokens
 
-    n   uncached prompt tokens of the request: its prompt tokens less those the worker is believed to hold
-    a   milliseconds per prompt token of this worker, measured
-    B   uncached prompt tokens in front of it: queued by the last report, and credit
-    d   requests in flight at the worker, reported and credit
-    t   milliseconds of one decoding step of this worker, measured
-    p   t for the step that computes the prompt, and half of t when one is running already; 0 while t is unmeasured
-    s   0 while d < S, the number of sequences the worker runs at once; else (d − S + 1) · L · t / S: S sequences of L
-        output tokens, one for each step of t milliseconds, free a slot every L · t / S, and d − S + 1 must become free
-    θ   0.05
-    c   1.0 = β · L · δ: one more sequence makes each step of the others longer by δ = 1 % (tables of 70B models give
-        0.35 ms on 30 ms), for L = 256 steps, and their waiting counts β = 0.4 of the newcomer's
-
-θ and β come from a discrete-event simulation of eight workers with continuous batching and chunked prefill that
-replayed public production traces: there θ raised the share of requests inside their latency target from 0.71 to 0.85.
-All is a line in n, so the pool computes its numbers when an endpoint changes, and a pick only multiplies.
+The first two terms are the request's own time to first token. The others are what it does to those that are there and
+those to come: each request that waits behind this one waits its prefill longer (q); each that decodes beside it stands
+still meanwhile (θ) and has a longer step from then on (β · L · δ · t); and work is drawn a little to where less was
+(ρ).
+So a prefix hit is worth more where queues are long, and a prefix that everybody holds cancels out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest
+from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Snapshot
 
 DEFAULT_PREFILL_MS_PER_TOKEN = 0.1
 """Assumed while nobody has measured: 10,000 tokens/s, an 8B model on one current data-centre GPU."""
 
+DEFAULT_ATTENTION_RATIO = 2e-5
+"""α while unmeasured: attention takes 4 · hidden size · layers operations for each pair of tokens, all else 2 ·
+parameters for each token; 1.9e-5 for Llama 70B, 3.3e-5 for 8B."""
+
+QUEUE_WEIGHT = 1.0
+"""q: how many requests of those that wait for each worker are delayed by one that comes before them."""
+
+QUEUE_LIMIT = 1.0
+"""Waiting requests per worker beyond which a hit is worth no more. With 4, a crowd whose prompts all begin alike waits
+for the one worker that holds the beginning, while computing it elsewhere would serve them all from there on."""
+
 INTERFERENCE_PER_REQUEST = 0.05
-"""θ: how much of its own time a prefill loses to each request that decodes beside it."""
+"""θ: what a millisecond in which a decoding request stands still counts beside one of waiting for a first token."""
 
 INTERFERENCE_REQUEST_LIMIT = 64
 """Requests beyond which interference grows no more, lest crowded workers only decode and the others only prefill."""
@@ -41,42 +52,99 @@ INTERFERENCE_REQUEST_LIMIT = 64
 EXPECTED_OUTPUT_TOKENS = 256
 """L: length of an answer, of the order of the means in published chat traces (200 to 400)."""
 
-CROWDING_STEPS = 1.0
-"""c: steps that one more request costs for each request that decodes beside it."""
+STEP_SLOPE = 0.01
+"""δ: how much one more sequence prolongs each decoding step; tables of 70B models give 0.35 ms on 30 ms."""
+
+CROWDING_WEIGHT = 0.2
+"""β: what a millisecond of a longer step counts beside one of waiting for a first token. In simulation 0.4 costs 2 to
+4 % of mean time to first token, and 0.1 up to a third of goodput where one prompt in twenty is very long."""
+
+BALANCE_WEIGHT = 0.1
+"""ρ: how strongly work given lately is held against a worker."""
+
+BALANCE_TAU_S = 120.0
+"""How long work given is remembered."""
 
 DEFAULT_STEP_MS = 20.0
 """t while unmeasured: 50 tokens/s for each sequence."""
 
 
-def first_token_line(
-    load: LoadReport, credit_requests: int, credit_tokens: int, capacity: Capacity, prefill_ms_per_token: float
-) -> tuple[float, float, float]:
-    """`wait_ms`, `token_ms` and crowding (c · t · d) of a worker with this report, credit, capacity and speed."""
+class Burden(NamedTuple):
+    """The parts of a worker's cost that do not depend on the request."""
+
+    interference: float
+    """1 + θ · min(d, 64)."""
+    fixed_ms: float
+    """All terms without wait and own."""
+    kv_room_tokens: float
+    """Tokens for which there are free KV blocks; infinite where nobody says."""
+    kv_ms_per_token: float
+    """How long it takes until room for one more is there, once it is used up."""
+
+
+def prefill_ms(token_ms: float, attention_ratio: float, prompt_tokens: float, cached_tokens: float) -> float:
+    """Computing a prompt of which so many tokens are cached, in milliseconds."""
+    pairs = (prompt_tokens * prompt_tokens - cached_tokens * cached_tokens) * 0.5
+    return token_ms * (prompt_tokens - cached_tokens + attention_ratio * pairs)
+
+
+def queue_ms(load: LoadReport, token_ms: float, attention_ratio: float) -> float:
+    """Computing what a report says is queued."""
+    return token_ms * (load.queued_prompt_tokens + attention_ratio * load.queued_prompt_pairs)
+
+
+def burden(load: LoadReport, credit_requests: int, credit_tokens: int, capacity: Capacity, recent_ms: float) -> Burden:
+    """Of a worker with this report, credit, capacity and work given lately."""
     requests = load.queued_requests + load.running_requests + credit_requests
     step_ms = load.step_time_ms if load.step_time_ms > 0 else DEFAULT_STEP_MS
-    wait_ms = prefill_ms_per_token * (load.queued_prompt_tokens + credit_tokens)
     # A worker that has measured nothing yet gets its chance to: its steps are not held against it.
-    wait_ms += load.step_time_ms * (1.5 if requests else 1.0)
+    fixed_ms = load.step_time_ms * (1.5 if requests else 1.0)
+    fixed_ms += CROWDING_WEIGHT * EXPECTED_OUTPUT_TOKENS * STEP_SLOPE * step_ms * requests
+    fixed_ms += BALANCE_WEIGHT * recent_ms
     sequences = max(1, capacity.max_sequences)
     if requests >= sequences:
-        wait_ms += (requests - sequences + 1) * EXPECTED_OUTPUT_TOKENS * step_ms / sequences
-    slowdown = 1.0 + INTERFERENCE_PER_REQUEST * min(requests, INTERFERENCE_REQUEST_LIMIT)
-    return wait_ms, prefill_ms_per_token * slowdown, CROWDING_STEPS * step_ms * requests
+        fixed_ms += (requests - sequences + 1) * EXPECTED_OUTPUT_TOKENS * step_ms / sequences
+    room, release_ms = float("inf"), 0.0
+    tokens = load.tokens_in_flight + credit_tokens
+    if capacity.kv_blocks and tokens:
+        room = float((capacity.kv_blocks - load.kv_used_blocks) * capacity.kv_block_size - credit_tokens)
+        release_ms = EXPECTED_OUTPUT_TOKENS * step_ms / tokens
+    interference = 1.0 + INTERFERENCE_PER_REQUEST * min(requests, INTERFERENCE_REQUEST_LIMIT)
+    return Burden(interference, fixed_ms, room, release_ms)
 
 
-def first_token_ms(request: PickRequest, endpoint: Endpoint) -> float:
+def own_ms(request: PickRequest, endpoint: Endpoint) -> float:
+    """The prefill of `request` alone at `endpoint`."""
+    cached_tokens = request.hit_tokens.get(endpoint.spec.worker_id, 0.0)
+    return prefill_ms(endpoint.token_ms, endpoint.attention_ratio, request.prompt_tokens, cached_tokens)
+
+
+def first_token_ms(request: PickRequest, endpoint: Endpoint, now: float) -> float:
     """Predicted time to first token of `request` at `endpoint`, in milliseconds."""
-    uncached_tokens = request.prompt_tokens - request.hit_tokens.get(endpoint.spec.worker_id, 0.0)
-    return endpoint.wait_ms + endpoint.token_ms * uncached_tokens
+    return endpoint.wait_ms(now) + own_ms(request, endpoint) + endpoint.load.step_time_ms
 
 
-def delays_ms(request: PickRequest, candidates: Sequence[Endpoint]) -> list[float]:
-    """What `request` costs at each candidate, in milliseconds: its own time to first token, and the others' delay."""
-    tokens = float(request.prompt_tokens)
-    if not request.hit_tokens:
-        return [candidate.delay_ms + candidate.token_ms * tokens for candidate in candidates]
-    hit_tokens = request.hit_tokens.get
-    return [
-        candidate.delay_ms + candidate.token_ms * (tokens - hit_tokens(candidate.spec.worker_id, 0.0))
-        for candidate in candidates
-    ]
+def delays_ms(request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot) -> list[float]:
+    """What `request` costs at each candidate, in milliseconds."""
+    now = snapshot.taken_at
+    prompt_tokens = float(request.prompt_tokens)
+    hit_tokens, held_ms = request.hit_tokens, request.held_ms
+    queue = snapshot.waiting_requests / max(1, len(snapshot.endpoints))
+    behind = QUEUE_WEIGHT * min(queue, QUEUE_LIMIT)
+    square = prompt_tokens * prompt_tokens * 0.5
+    costs = []
+    for candidate in candidates:
+        cached = hit_tokens.get(candidate.spec.worker_id, 0.0) if hit_tokens else 0.0
+        pairs = square - cached * cached * 0.5
+        own = candidate.token_ms * (prompt_tokens - cached + candidate.attention_ratio * pairs)
+        cost = candidate.fixed_ms + own * (candidate.interference + behind)
+        ahead = candidate.free_at - now
+        if ahead > 0.0:
+            cost += ahead * 1000.0
+        if held_ms:
+            cost += held_ms.get(candidate.spec.worker_id, 0.0)
+        short = prompt_tokens - cached - candidate.kv_room_tokens
+        if short > 0.0:
+            cost += short * candidate.kv_ms_per_token
+        costs.append(cost)
+    return costs

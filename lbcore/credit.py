@@ -29,6 +29,8 @@ class Account:
     """Those of its open bookings."""
     tokens: int = 0
     """Expected uncached prompt tokens over its open bookings."""
+    prefill_ms: float = 0.0
+    """Expected milliseconds of prefill over its open bookings."""
     lessons: OrderedDict[Ticket, Booking] = field(default_factory=OrderedDict)
     """Accepted bookings whose end still teaches something, oldest first; they are no credit."""
 
@@ -45,6 +47,8 @@ class Booking(NamedTuple):
     expires_at: float
     tokens: int
     """Expected uncached prompt tokens."""
+    prefill_ms: float
+    """Expected milliseconds that they take."""
     model: str
     prompt_bytes: int
     """0 when nothing is to be learned from them, or nothing any more."""
@@ -65,6 +69,7 @@ class Ledger:
             self._open[ticket] = booking
             booking.account.tickets.add(ticket)
             booking.account.tokens += booking.tokens
+            booking.account.prefill_ms += booking.prefill_ms
 
     def accept(self, ticket: Ticket, account: Account) -> Booking | None:
         """Take back the credit of a ticket that is open for `account`."""
@@ -84,12 +89,12 @@ class Ledger:
         if len(lessons) > MAX_LESSONS:
             lessons.popitem(last=False)
 
-    def release(self, tickets: Iterable[Ticket]) -> list[Account]:
-        """Take back the credit of these tickets, whoever has it: the account of each that was open."""
-        return [self._close(ticket).account for ticket in tickets if ticket in self._open]
+    def release(self, tickets: Iterable[Ticket]) -> list[Booking]:
+        """Take back the credit of these tickets, whoever has it: the bookings of those that were open."""
+        return [self._close(ticket) for ticket in tickets if ticket in self._open]
 
-    def expire(self, now: float) -> list[Account]:
-        """Take back the credit whose time is over: the account of each booking."""
+    def expire(self, now: float) -> list[Booking]:
+        """Take back the credit whose time is over: the bookings."""
         due = takewhile(lambda item: item[1].expires_at <= now, self._open.items())
         return self.release([ticket for ticket, _ in due])
 
@@ -106,6 +111,9 @@ class Ledger:
 
     def _close(self, ticket: Ticket) -> Booking:
         booking = self._open.pop(ticket)
-        booking.account.tickets.remove(ticket)
-        booking.account.tokens -= booking.tokens
+        account = booking.account
+        account.tickets.remove(ticket)
+        account.tokens -= booking.tokens
+        # Sums of fractions do not come back to nothing by themselves.
+        account.prefill_ms = account.prefill_ms - booking.prefill_ms if account.tickets else 0.0
         return booking

@@ -10,22 +10,12 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from lbcore.clock import Clock
-from lbcore.errors import (
-    DeadlineExceeded,
-    LoadBalancerError,
-    NoReadyWorker,
-    Saturated,
-    StreamInterrupted,
-    WorkerUnreachable,
-)
+from lbcore.errors import LoadBalancerError, NoReadyWorker, Saturated, StreamInterrupted, WorkerUnreachable
 from lbcore.flow import Flow, Inbox, Take
 from lbcore.generation import Delta, Event, Failed, Finished, GenerationRequest
 from lbcore.types import NO_TICKET, Route, RouteFacts, Target, Ticket, WorkerId
-from lbcore.wire.clients import Call, GenerationClients, Question, RoutingClient
-
-ROUTE_TIMEOUT_S = 5.0
-"""A scheduler that says nothing for so long counts as gone. It answers in about a millisecond; five seconds forgive it
-a pause, and are over before people give up."""
+from lbcore.wire.clients import Call, GenerationClients
+from lbcore.wire.routing_client import Question, RoutingClient
 
 MAX_ATTEMPTS = 3
 """Workers tried for one request; a request that three workers could not serve is likelier to be at fault than they."""
@@ -67,7 +57,6 @@ class Dispatch:
         "_heard",
         "_held",
         "_is_cancelled",
-        "_left_s",
         "_observe",
         "_owner",
         "_question",
@@ -111,11 +100,13 @@ class Dispatch:
             self._let_go()
 
     def _ask(self) -> None:
-        timeout_s = self._request.timeout_s
-        self._left_s = None if timeout_s is None else timeout_s - (self._owner.clock.now() - self._began)
-        limit_s = ROUTE_TIMEOUT_S if self._left_s is None else min(ROUTE_TIMEOUT_S, self._left_s)
         facts = self._facts._replace(tried=self._facts.tried | self._tried) if self._tried else self._facts
-        self._question = self._owner.routing.ask(facts, self._answered, self._abandoned, limit_s)
+        self._question = self._owner.routing.ask(facts, self._answered, self._abandoned, self._left_s())
+
+    def _left_s(self) -> float | None:
+        """What is left of the request's own time; it passes while the request waits for a worker, too."""
+        timeout_s = self._request.timeout_s
+        return None if timeout_s is None else timeout_s - (self._owner.clock.now() - self._began)
 
     def _answered(self, route: Route | LoadBalancerError) -> None:
         self._question = None
@@ -123,8 +114,6 @@ class Dispatch:
             return
         if isinstance(route, LoadBalancerError):
             refusal = route
-            if isinstance(refusal, DeadlineExceeded) and (self._left_s is None or self._left_s >= ROUTE_TIMEOUT_S):
-                refusal = NoReadyWorker("The scheduler does not answer.")
             # Nobody ready, as far as anybody knows: the last decision's other candidates may still be there. Full ones
             # are not asked, a model that is not there is nowhere, and a deadline is over everywhere.
             target = next((t for t in self._fallbacks if t.worker_id not in self._tried), None)
@@ -145,7 +134,7 @@ class Dispatch:
         self._held: list[Event] = []
         self._heard = False
         self._has_passed_on = False
-        request = self._request._replace(ticket=route.ticket, timeout_s=self._left_s)
+        request = self._request._replace(ticket=route.ticket, timeout_s=self._left_s())
         self._call = self._owner.workers.to(target).begin(request, self._hear)
 
     def _hear(self, events: list[Event], flow: Flow) -> None:

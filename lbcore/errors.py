@@ -8,6 +8,7 @@
     ├── NotFound                    no such route, worker or request
     ├── RetryLater                  it passes; says when to try again
     │   ├── Saturated               ready workers, none with room
+    │   ├── RateLimited             the caller has as many requests waiting as it may
     │   ├── NoReadyWorker
     │   └── WorkerUnreachable       the request may be tried elsewhere
     ├── StreamInterrupted           lost after the first token
@@ -108,6 +109,12 @@ class Saturated(RetryLater):
 
     reason = "SATURATED"
     retry_elsewhere = True
+
+
+class RateLimited(RetryLater):
+    """The caller is at a limit of its own; others may well be served."""
+
+    reason = "RATE_LIMITED"
 
 
 class NoReadyWorker(RetryLater):

@@ -26,13 +26,13 @@ def pick(request: PickRequest, snapshot: Snapshot, policy: Policy, rng: Random) 
         candidates = part.keep(request, candidates)
         if not candidates:
             return Refused(part.refusal)
-    costs = policy.cost.cost(request, candidates)
+    costs = policy.cost.cost(request, candidates, snapshot)
     ranking = policy.picker.rank(costs, 1 + FALLBACK_COUNT, snapshot, rng)
     ranked = [candidates[index] for index in ranking]
     picked = ranked[0]
     return Routed(
         picked,
         tuple(ranked[1:]),
-        first_token_ms(request, picked),
+        first_token_ms(request, picked, snapshot.taken_at),
         tuple([(candidates[index].spec.worker_id, 0.0 - costs[index]) for index in ranking]),
     )

@@ -12,8 +12,8 @@ from itertools import takewhile
 from math import inf
 from statistics import median
 
-from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN
-from lbcore.credit import Account, Booking, Ledger
+from lbcore.cost import DEFAULT_ATTENTION_RATIO, DEFAULT_PREFILL_MS_PER_TOKEN, prefill_ms
+from lbcore.credit import Booking, Ledger
 from lbcore.pool_events import (
     CreditReleased,
     Deregistered,
@@ -42,6 +42,7 @@ from lbcore.types import (
     NO_HITS,
     Endpoint,
     Epoch,
+    LoadReport,
     PickRequest,
     RouteFacts,
     Snapshot,
@@ -115,6 +116,7 @@ class WorkerPool:
             facts.priority,
             facts.session_id,
             facts.tried,
+            facts.prefix_hashes[0] if facts.prefix_hashes else 0,
         )
 
     def next_deadline(self) -> float | None:
@@ -138,7 +140,7 @@ class WorkerPool:
             worker.connection = event.connection
             worker.connected = True
             self._renew(worker, now)
-            worker.describe()
+            worker.describe(now)
             return [WorkerReturned(worker.spec)]
         effects: list[PoolEffect] = []
         if worker is not None:
@@ -156,16 +158,15 @@ class WorkerPool:
             return []
         self._renew(worker, now)
         turned = report.unready != worker.load.unready
-        worker.load = report
-        worker.reported_at = now
         if report.ticket_updates:
             for update in report.ticket_updates:
                 self._settle(worker, update, now)
             for served, _ in worker.seats:
                 served.bound_prefixes(worker, now)
         self._trust_ratios[event.worker_id] = worker.trust.read(now)
-        self._measure(worker)
-        worker.describe()
+        self._measure(worker, report)
+        worker.reported(report, now)
+        worker.describe(now)
         return [WorkerUnready(worker.spec, report.unready)] if turned else []
 
     def _disconnected(self, event: Disconnected) -> list[PoolEffect]:
@@ -173,7 +174,7 @@ class WorkerPool:
         if worker is None or worker.connection != event.connection or not worker.connected:
             return []
         worker.connected = False
-        worker.describe()
+        worker.describe(self._now)
         return [WorkerSilent(worker.spec)]
 
     def _drain_noticed(self, event: DrainNoticed) -> list[PoolEffect]:
@@ -181,7 +182,7 @@ class WorkerPool:
         if worker is None or worker.draining:
             return []
         worker.draining = True
-        worker.describe()
+        worker.describe(self._now)
         return [WorkerDraining(worker.spec)]
 
     def _deregistered(self, event: Deregistered) -> list[PoolEffect]:
@@ -206,12 +207,16 @@ class WorkerPool:
                 held = served.prefixes.add(worker_id, hashes, block_bytes)
                 if held and facts.prompt_bytes:
                     held_ratio = min(1.0, bytes_of(held, block_bytes) / facts.prompt_bytes)
-        uncached_tokens = max(0, round(request.prompt_tokens - request.hit_tokens.get(worker_id, 0.0)))
+        hit_tokens = request.hit_tokens.get(worker_id, 0.0)
+        uncached_tokens = max(0, round(request.prompt_tokens - hit_tokens))
+        work_ms = prefill_ms(worker.token_ms, worker.attention_ratio, request.prompt_tokens, hit_tokens)
         expires_at = now + self._ticket_ttl_s
         self._ledger.book(
-            ticket, Booking(worker.account, expires_at, uncached_tokens, facts.model, facts.prompt_bytes, held_ratio)
+            ticket,
+            Booking(worker.account, expires_at, uncached_tokens, work_ms, facts.model, facts.prompt_bytes, held_ratio),
         )
-        worker.describe()
+        worker.given(work_ms, now)
+        worker.describe(now)
         return []
 
     def _ticked(self, now: float) -> list[PoolEffect]:
@@ -232,8 +237,8 @@ class WorkerPool:
         self._trust_ratios[worker.spec.worker_id] = 1.0
         for name in worker.model_names:
             self._models.setdefault(name, ModelRecord()).join(worker, self._now)
-        self._measure(worker)
-        worker.describe()
+        self._measure(worker, worker.load)
+        worker.describe(self._now)
 
     def _remove(self, worker: WorkerRecord) -> None:
         worker_id = worker.spec.worker_id
@@ -250,13 +255,17 @@ class WorkerPool:
         worker.lease_until = now + self._lease_ttl_s
         self._workers.move_to_end(worker.spec.worker_id)
 
-    def _take_back(self, accounts: Sequence[Account]) -> int:
-        for worker_id in {account.worker_id for account in accounts}:
-            self._workers[worker_id].describe()
-        return len(accounts)
+    def _take_back(self, bookings: Sequence[Booking]) -> int:
+        for booking in bookings:
+            self._workers[booking.account.worker_id].taken_back(booking.prefill_ms, self._now)
+        for worker_id in {booking.account.worker_id for booking in bookings}:
+            self._workers[worker_id].describe(self._now)
+        return len(bookings)
 
     def _settle(self, worker: WorkerRecord, update: TicketUpdate, now: float) -> None:
-        """News of one ticket: its credit is taken back if it still stands, and its token counts teach."""
+        """News of one ticket: its credit is taken back if it still stands, and what it says teaches."""
+        if update.duration_ms > 0 and update.output_tokens:
+            worker.answers.append((update.duration_ms, worker.load.queued_requests + worker.load.running_requests))
         if update.phase is TicketPhase.ACCEPTED:
             booking = self._ledger.accept(update.ticket, worker.account)
         else:
@@ -276,11 +285,13 @@ class WorkerPool:
             cached_ratio = update.cached_tokens / update.prompt_tokens
             worker.trust.observe(min(1.0, cached_ratio / booking.held_ratio), now)
 
-    def _measure(self, worker: WorkerRecord) -> None:
+    def _measure(self, worker: WorkerRecord, report: LoadReport) -> None:
         """Take the worker's own prefill speed if it has one, else that of its peers in the middle, else the default."""
-        rate = worker.load.prefill_tokens_per_s
+        ratio = report.attention_ratio
+        worker.attention_ratio = ratio if 0.0 < ratio < 1.0 else DEFAULT_ATTENTION_RATIO
+        rate = report.prefill_tokens_per_s
         if 0.0 < rate < inf:
-            worker.prefill_ms_per_token = self._measured[worker.spec.worker_id] = 1000.0 / rate
+            worker.token_ms = self._measured[worker.spec.worker_id] = 1000.0 / rate
             return
         peers = {
             peer.spec.worker_id: self._measured[peer.spec.worker_id]
@@ -288,4 +299,4 @@ class WorkerPool:
             for peer in self._models[name].workers
             if peer.spec.worker_id in self._measured
         }
-        worker.prefill_ms_per_token = median(peers.values()) if peers else DEFAULT_PREFILL_MS_PER_TOKEN
+        worker.token_ms = median(peers.values()) if peers else DEFAULT_PREFILL_MS_PER_TOKEN

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import exp, inf
 
-from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN, first_token_line
+from lbcore.cost import (
+    BALANCE_TAU_S,
+    DEFAULT_ATTENTION_RATIO,
+    DEFAULT_PREFILL_MS_PER_TOKEN,
+    burden,
+    queue_ms,
+)
 from lbcore.credit import Account
 from lbcore.ewma import DecayingAverage
 from lbcore.prefix import DEFAULT_CAPACITY_UNITS, PREFIX_BLOCK_BYTES, PrefixIndex, bytes_of
@@ -29,6 +37,9 @@ PRIOR_TOKENS_PER_BYTE = 0.25
 MAX_CAPACITY_UNITS = 32_768
 """Most units of 256 bytes of prompt believed of one worker, however large its KV cache: 8 MiB, 2 million tokens."""
 
+LATENCY_ANSWERS = 15
+"""Answers over which the latency of a worker is averaged, as LMDeploy's proxy does."""
+
 MAX_LESSON_BYTES = 65_536
 """A longer prompt teaches tokens per byte as much as one of this length, so that none outweighs all others."""
 
@@ -46,6 +57,18 @@ def _trust() -> DecayingAverage:
     return DecayingAverage(prior=1.0, prior_weight=4.0, tau_s=300.0)
 
 
+def _waiting(endpoint: Endpoint) -> int:
+    return endpoint.load.queued_requests + endpoint.credit_requests
+
+
+def _declared_speed(spec: WorkerSpec) -> float:
+    try:
+        speed = float(spec.labels.get("speed", 0))
+    except ValueError:
+        return 0.0
+    return speed if 0.0 < speed < inf else 0.0
+
+
 @dataclass(slots=True, eq=False)
 class WorkerRecord:
     """One worker epoch. A restart makes another record, so nothing of an earlier epoch can be mistaken for this."""
@@ -59,8 +82,17 @@ class WorkerRecord:
     draining: bool = False
     """Once true, true for the rest of the epoch."""
     load: LoadReport = _NO_REPORT
-    prefill_ms_per_token: float = DEFAULT_PREFILL_MS_PER_TOKEN
-    """Measured by the worker, or assumed until it has; always positive."""
+    token_ms: float = DEFAULT_PREFILL_MS_PER_TOKEN
+    """Milliseconds per prompt token, measured by the worker, or assumed until it has; always positive."""
+    attention_ratio: float = DEFAULT_ATTENTION_RATIO
+    free_at: float = 0.0
+    """When the prefill that is here and on the way will be done."""
+    recent_ms: float = 0.0
+    """Prefill given to it lately, as of `recent_at`."""
+    recent_at: float = 0.0
+    speed: float = field(init=False)
+    answers: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=LATENCY_ANSWERS))
+    """Of the last whole answers: milliseconds they took, and requests in flight when they ended."""
     trust: DecayingAverage = field(default_factory=_trust)
     """How far believed prefix hits come true here, 0..1."""
     model_names: frozenset[str] = field(init=False)
@@ -73,9 +105,37 @@ class WorkerRecord:
     def __post_init__(self) -> None:
         self.model_names = frozenset(self.spec.model_names)
         self.account = Account(self.spec.worker_id)
-        self.describe()
+        self.speed = _declared_speed(self.spec)
+        self.describe(self.reported_at)
 
-    def describe(self) -> None:
+    def reported(self, load: LoadReport, now: float) -> None:
+        """What it says of itself, once credit is settled and speed measured."""
+        self.load = load
+        self.reported_at = now
+        queued_ms = queue_ms(load, self.token_ms, self.attention_ratio)
+        self.free_at = now + (queued_ms + self.account.prefill_ms) / 1000
+
+    def given(self, prefill_ms: float, now: float) -> None:
+        """So much prefill is on its way here."""
+        self.free_at = max(self.free_at, now) + prefill_ms / 1000
+        self.recent_ms = self._recent(now) + prefill_ms
+        self.recent_at = now
+
+    def taken_back(self, prefill_ms: float, now: float) -> None:
+        """It will not come after all."""
+        self.free_at = max(now, self.free_at - prefill_ms / 1000)
+
+    def _latency(self) -> tuple[float, float]:
+        """Mean milliseconds of the last answers, and mean requests in flight."""
+        size = len(self.answers)
+        if not size:
+            return 0.0, 0.0
+        return sum(took_ms for took_ms, _ in self.answers) / size, sum(beside for _, beside in self.answers) / size
+
+    def _recent(self, now: float) -> float:
+        return self.recent_ms * exp((self.recent_at - now) / BALANCE_TAU_S) if self.recent_ms else 0.0
+
+    def describe(self, now: float) -> None:
         """Make the endpoint say what the rest of this record says."""
         load, requests, tokens = self.load, self.account.requests, self.account.tokens
         state = _READY if self.connected else EndpointState.SILENT
@@ -83,8 +143,7 @@ class WorkerRecord:
             state = EndpointState.UNREADY
         if self.draining:
             state = EndpointState.DRAINING
-        speed = self.prefill_ms_per_token
-        wait_ms, token_ms, crowding_ms = first_token_line(load, requests, tokens, self.spec.capacity, speed)
+        terms = burden(load, requests, tokens, self.spec.capacity, self._recent(now))
         self.endpoint = Endpoint(
             self.spec,
             state,
@@ -92,10 +151,15 @@ class WorkerRecord:
             self.reported_at,
             requests,
             tokens,
-            speed,
-            wait_ms,
-            token_ms,
-            wait_ms + crowding_ms,
+            self.token_ms,
+            self.attention_ratio,
+            self.free_at,
+            terms.interference,
+            terms.fixed_ms,
+            terms.kv_room_tokens,
+            terms.kv_ms_per_token,
+            self.speed,
+            *self._latency(),
         )
         for served, seat in self.seats:
             served.seat(seat, self.endpoint)
@@ -115,6 +179,8 @@ class ModelRecord:
     """Those of `workers`, as they describe themselves now."""
     _taken: tuple[Endpoint, ...] | None = None
     """`_endpoints` as the last snapshot has them; None when they have changed since."""
+    _waiting: int = 0
+    """Requests that wait for their prefill at these endpoints."""
     _agreement: Agreement | None = None
     """None when it may have changed since it was last worked out."""
 
@@ -132,6 +198,7 @@ class ModelRecord:
         """The worker in this seat describes itself anew."""
         before = self._endpoints[seat]
         self._endpoints[seat] = endpoint
+        self._waiting += _waiting(endpoint) - _waiting(before)
         self._taken = None
         if before.state is not endpoint.state or (before.room > 0) != (endpoint.room > 0):
             self._agreement = None
@@ -147,10 +214,11 @@ class ModelRecord:
                 all(endpoint.state is _READY for endpoint in endpoints),
                 all(endpoint.room > 0 for endpoint in endpoints),
             )
-        return Snapshot(now, self.pick_count, endpoints, agreement)
+        return Snapshot(now, self.pick_count, endpoints, agreement, self._waiting)
 
     def _number(self) -> None:
         self._endpoints = [worker.endpoint for worker in self.workers]
+        self._waiting = sum(map(_waiting, self._endpoints))
         self._taken = self._agreement = None
         for seat, worker in enumerate(self.workers):
             worker.seats = [*((served, other) for served, other in worker.seats if served is not self), (self, seat)]

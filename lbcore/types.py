@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from types import MappingProxyType
 from typing import NamedTuple, NewType
 
@@ -70,6 +71,15 @@ class Capacity:
     """Tokens in one KV block; 0 when the engine does not say."""
 
 
+class Target(NamedTuple):
+    """A worker to send a request to."""
+
+    worker_id: WorkerId
+    epoch: Epoch
+    address: str
+    """HOST:PORT of its GenerationService."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """What a worker is: said once when it registers, constant for its epoch."""
@@ -83,6 +93,11 @@ class WorkerSpec:
     capacity: Capacity = Capacity()
     labels: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
+    target: Target = field(init=False, compare=False, repr=False)
+    """Where its requests go; made once, since every route names it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", Target(self.worker_id, self.epoch, self.address))
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -107,6 +122,10 @@ class TicketUpdate(NamedTuple):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    ttft_ms: float = 0.0
+    """Of a finished request: from its arrival at the worker to its first token; 0 when it had none."""
+    duration_ms: float = 0.0
+    """Of a finished request: from its arrival at the worker to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +138,16 @@ class LoadReport:
     running_requests: int = 0
     queued_prompt_tokens: int = 0
     """Prompt tokens that the engine still has to compute for accepted requests."""
+    queued_prompt_pairs: float = 0.0
+    """For each of these tokens the tokens that it will attend to; 0 when nobody counts them."""
     tokens_in_flight: int = 0
     """Over accepted unfinished requests: prompt tokens plus tokens generated so far."""
     kv_used_blocks: int = 0
     kv_cached_blocks: int = 0
     prefill_tokens_per_s: float = 0.0
     """Moving average; 0 until something was measured."""
+    attention_ratio: float = 0.0
+    """What each token of context costs a prompt token, as a part of its own cost; 0 until something was measured."""
     step_time_ms: float = 0.0
     """Time of one decoding step, moving average; 0 until something was measured."""
     ticket_updates: tuple[TicketUpdate, ...] = ()
@@ -152,14 +175,26 @@ class Endpoint:
     credit_requests: int = 0
     credit_tokens: int = 0
     """Uncached prompt tokens expected of the unacknowledged dispatches."""
-    prefill_ms_per_token: float = 0.0
-    """Milliseconds this worker needs per prompt token, measured or assumed; always positive in a snapshot."""
-    wait_ms: float = 0.0
-    """Predicted milliseconds before the prefill of a request that arrived now would begin (`lbcore.cost`)."""
     token_ms: float = 0.0
-    """Predicted milliseconds per uncached token of that prefill, beside what already runs (`lbcore.cost`)."""
-    delay_ms: float = 0.0
-    """`wait_ms`, and the milliseconds of delay that one more request brings to those here (`lbcore.cost`)."""
+    """Milliseconds this worker needs per prompt token, measured or assumed; always positive in a snapshot."""
+    attention_ratio: float = 0.0
+    """What each token of context costs a prompt token here, as a part of the token's own cost."""
+    free_at: float = 0.0
+    """When all prefill that is here or on the way is done, as predicted; by the scheduler's clock, in seconds."""
+    interference: float = 1.0
+    """How much more than its own length the prefill of one more request counts, for those that decode here."""
+    fixed_ms: float = 0.0
+    """What one more request costs here beside its wait and its own prefill (`lbcore.cost`)."""
+    kv_room_tokens: float = inf
+    """Tokens for which there are free KV blocks."""
+    kv_ms_per_token: float = 0.0
+    """How long it takes until there is room for one token more."""
+    speed: float = 0.0
+    """What its operator says of its speed beside others', in any unit (the label `speed`); 0 when nothing."""
+    latency_ms: float = 0.0
+    """Mean time that its last whole answers took; 0 while there are none."""
+    latency_requests: float = 0.0
+    """Mean of the requests in flight here when those answers ended, themselves among them."""
     room: int = field(init=False)
     """How many more requests the worker would take now, to run or to wait; negative when it is over its capacity.
 
@@ -179,6 +214,10 @@ class Endpoint:
     def requests(self) -> int:
         """Requests in flight: queued, running and on the way."""
         return self.load.queued_requests + self.load.running_requests + self.credit_requests
+
+    def wait_ms(self, now: float) -> float:
+        """Predicted milliseconds before the prefill of a request that arrived `now` would begin."""
+        return max(0.0, self.free_at - now) * 1000
 
     @property
     def tokens_in_flight(self) -> int:
@@ -203,6 +242,8 @@ class Snapshot(NamedTuple):
     """How many picks were made for this model before; round robin counts with it."""
     endpoints: tuple[Endpoint, ...]
     agreement: Agreement = Agreement()
+    waiting_requests: int = 0
+    """Requests that wait for their prefill, at all these endpoints and in the scheduler."""
 
 
 class RouteFacts(NamedTuple):
@@ -219,6 +260,12 @@ class RouteFacts(NamedTuple):
     priority: int = 0
     session_id: str = ""
     tried: frozenset[WorkerId] = frozenset()
+    tenant: str = ""
+    """On whose behalf; tenants are served in turn where requests wait. Empty is one of them."""
+    ttft_slo_ms: float = 0.0
+    """Time to first token that it should stay below; 0 for none."""
+    tpot_slo_ms: float = 0.0
+    """Time per further token that it should stay below; 0 for none."""
 
 
 class PickRequest(NamedTuple):
@@ -235,6 +282,10 @@ class PickRequest(NamedTuple):
     session_id: str = ""
     tried: frozenset[WorkerId] = frozenset()
     """Workers that already failed this request."""
+    prefix_key: int = 0
+    """The hash of the prompt's first block: equal for prompts that begin alike; 0 when it has none."""
+    held_ms: Mapping[WorkerId, float] = NO_HITS
+    """Milliseconds of prefill that wait in the scheduler for each worker and come before this request."""
 
 
 class RefusalReason(StrEnum):
@@ -246,6 +297,12 @@ class RefusalReason(StrEnum):
     """Workers serve it, but all are draining, lost or already tried."""
     SATURATED = "saturated"
     """Ready workers serve it, but none has room."""
+    QUEUE_FULL = "queue_full"
+    """Too many wait already, or too long."""
+    TENANT_LIMIT = "tenant_limit"
+    """Too many of this tenant wait already."""
+    DEADLINE = "deadline"
+    """Its time was over before a worker had room."""
 
 
 class Routed(NamedTuple):
@@ -265,18 +322,11 @@ class Refused:
     """No pick."""
 
     reason: RefusalReason
+    retry_after_s: float = 0.0
+    """When it is likely to go better; 0 when nobody can tell."""
 
 
 Decision = Routed | Refused
-
-
-class Target(NamedTuple):
-    """A worker to send a request to."""
-
-    worker_id: WorkerId
-    epoch: Epoch
-    address: str
-    """HOST:PORT of its GenerationService."""
 
 
 class Route(NamedTuple):

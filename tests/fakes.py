@@ -115,6 +115,11 @@ class ScriptedRequest:
     def fail(self, error: LoadBalancerError) -> None:
         self.emit(Failed(error))
 
+    def end(self, error: LoadBalancerError) -> None:
+        """Fails unless it is over."""
+        if not self.is_over:
+            self.fail(error)
+
     def answer(self, *texts: str) -> None:
         """A whole answer at once."""
         self.start()
@@ -158,8 +163,8 @@ class ScriptedEngine:
         self.aborted.append(request_id)
         self.happened.tell()
         taken = self.requests[request_id]
-        if not self.is_stubborn and not taken.is_over:
-            asyncio.get_running_loop().call_soon(taken.fail, Cancelled("The request was aborted."))
+        if not self.is_stubborn:
+            asyncio.get_running_loop().call_soon(taken.end, Cancelled("The request was aborted."))
 
     def load(self) -> EngineLoad:
         return self.measured
@@ -167,8 +172,7 @@ class ScriptedEngine:
     def break_down(self, why: str) -> None:
         """Ends the engine for good, and every request in it."""
         for taken in self.requests.values():
-            if not taken.is_over:
-                taken.fail(EngineFailed(why))
+            taken.end(EngineFailed(why))
         self._failure.set_result(why)
 
     async def failed(self) -> str:
@@ -177,5 +181,4 @@ class ScriptedEngine:
     async def close(self) -> None:
         self.is_closed = True
         for taken in self.requests.values():
-            if not taken.is_over:
-                taken.fail(WorkerUnreachable("The engine was closed."))
+            taken.end(WorkerUnreachable("The engine was closed."))

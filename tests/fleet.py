@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from lbcore.cost import first_token_line
+from lbcore.cost import DEFAULT_ATTENTION_RATIO, burden, queue_ms
 from lbcore.types import (
     Capacity,
     Endpoint,
@@ -48,12 +48,12 @@ def endpoint(
     credit_requests: int = 0,
     credit_tokens: int = 0,
     prefill_ms_per_token: float = 0.1,
+    recent_ms: float = 0.0,
 ) -> Endpoint:
-    """An endpoint as a pool would describe it."""
+    """An endpoint as a pool would describe it whose worker has just reported, at the time 0."""
     report = load or LoadReport()
-    wait_ms, token_ms, crowding_ms = first_token_line(
-        report, credit_requests, credit_tokens, capacity, prefill_ms_per_token
-    )
+    queued_ms = queue_ms(report, prefill_ms_per_token, DEFAULT_ATTENTION_RATIO)
+    terms = burden(report, credit_requests, credit_tokens, capacity, recent_ms)
     return Endpoint(
         spec(name, capacity=capacity, role=role),
         state,
@@ -62,9 +62,12 @@ def endpoint(
         credit_requests,
         credit_tokens,
         prefill_ms_per_token,
-        wait_ms,
-        token_ms,
-        wait_ms + crowding_ms,
+        DEFAULT_ATTENTION_RATIO,
+        (queued_ms + credit_tokens * prefill_ms_per_token) / 1000,
+        terms.interference,
+        terms.fixed_ms,
+        terms.kv_room_tokens,
+        terms.kv_ms_per_token,
     )
 
 
@@ -110,7 +113,7 @@ def pick_requests(draw: st.DrawFn, endpoints: Sequence[Endpoint]) -> PickRequest
     tokens = draw(st.integers(0, 200_000))
     hits = draw(st.dictionaries(st.sampled_from(names), st.floats(0, tokens))) if names else {}
     tried = draw(st.frozensets(st.sampled_from(names), max_size=3)) if names else frozenset()
-    return PickRequest(MODEL, tokens, hits, tried=tried)
+    return PickRequest(MODEL, tokens, hits, tried=tried, held_ms={})
 
 
 @st.composite

@@ -54,7 +54,7 @@ class Worker:
         config = self._config
         labels = _labels(config.labels)
         host = _connectable(config.host) if not config.advertise else ""
-        sessions = Sessions(self._engine, self._load, 1, self._changed)
+        sessions = Sessions(self._engine, self._load, 1, self._changed, self._clock)
         sessions.refusal = WorkerUnreachable("The worker is loading its model.")
         orca = OrcaServicer(self._look, lambda: self._capacity, self._clock)
         generation = GenerationServicer(sessions)

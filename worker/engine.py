@@ -38,6 +38,12 @@ class EngineLoad:
     """Moving average of measured prefill speed."""
     step_time_ms: float = 0.0
     """Moving average of the measured time of a decoding step."""
+    attention_ratio: float = 0.0
+    """What each token of context costs a prompt token, as a part of its own cost, as measured."""
+    prefilled_tokens: int = 0
+    """Of prompts whose first token is not there yet, the tokens that are computed already, beyond those cached."""
+    prefilled_pairs: float = 0.0
+    """Over these tokens, the tokens that each attended to."""
     faults: Mapping[str, int] = field(default_factory=dict)
     """How often the engine let a request down so far, by how it did."""
     unready: bool = False

@@ -2,6 +2,7 @@
 
 A request is *queued* from `accepted` to `started`, *running* from there to `finished`. Its tokens in flight are its
 prompt tokens plus the tokens generated so far; before the engine has counted the prompt, bytes stand in for tokens.
+Times are monotonic seconds.
 """
 
 from __future__ import annotations
@@ -19,10 +20,23 @@ MAX_NEWS = 10_000
 class InFlight:
     """What is known of one request. `LoadTracker` alone changes it."""
 
-    __slots__ = ("cached_tokens", "counted", "output_tokens", "prefilled", "prompt_tokens", "started", "ticket")
+    __slots__ = (
+        "accepted_at",
+        "cached_tokens",
+        "counted",
+        "output_tokens",
+        "prefilled",
+        "prompt_tokens",
+        "started",
+        "ticket",
+        "ttft_ms",
+    )
 
-    def __init__(self, ticket: Ticket, prompt_tokens: int) -> None:
+    def __init__(self, ticket: Ticket, prompt_tokens: int, now: float) -> None:
         self.ticket = ticket
+        self.accepted_at = now
+        self.ttft_ms = 0.0
+        """0 while it has no first token."""
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.output_tokens = 0
@@ -30,20 +44,27 @@ class InFlight:
         self.counted = False
         """Whether `prompt_tokens` is the engine's count, and not an estimate from bytes."""
         self.prefilled = False
+        """Whether its first token, or its first vector, is there."""
+
+    @property
+    def squares(self) -> int:
+        """Twice the pairs of tokens that attend to one another in what of its prompt is not cached."""
+        return self.prompt_tokens**2 - self.cached_tokens**2
 
 
 class LoadTracker:
     """The load of one worker epoch.
 
-    `accepted`, `started`, `generated` and `finished` are told in this order for each request, `counted` anywhere
-    between the first and the last; `finished` for a request that is not in flight does nothing. Every report lists the
-    ticket updates that the scheduler has not acknowledged.
+    `accepted`, `started`, `prefilled`, `generated` and `finished` are told in this order for each request, those in the
+    middle as far as it comes; `counted` anywhere between the first and the last; `finished` for a request that is not
+    in flight does nothing. Every report lists the ticket updates that the scheduler has not acknowledged.
     """
 
     def __init__(self) -> None:
         self._in_flight: dict[str, InFlight] = {}
         self._queued = 0
         self._queued_prompt_tokens = 0
+        self._queued_squares = 0
         self._tokens_in_flight = 0
         self._prompt_total = 0
         self._cached_total = 0
@@ -63,12 +84,13 @@ class LoadTracker:
         """Those of them whose prefill has not begun."""
         return self._queued
 
-    def accepted(self, key: str, ticket: Ticket, body_bytes: int) -> InFlight:
+    def accepted(self, key: str, ticket: Ticket, body_bytes: int, now: float) -> InFlight:
         """A request was handed to the engine. `key` is unique among requests in flight."""
         estimate = body_bytes // BYTES_PER_TOKEN
-        request = self._in_flight[key] = InFlight(ticket, estimate)
+        request = self._in_flight[key] = InFlight(ticket, estimate, now)
         self._queued += 1
         self._queued_prompt_tokens += estimate
+        self._queued_squares += estimate**2
         self._tokens_in_flight += estimate
         if ticket != NO_TICKET:
             self._tell(ticket, TicketUpdate(ticket, TicketPhase.ACCEPTED))
@@ -86,23 +108,30 @@ class LoadTracker:
         request = self._in_flight[key]
         more_prompt_tokens = prompt_tokens - request.prompt_tokens
         self._tokens_in_flight += more_prompt_tokens
+        squares = request.squares
         if not request.prefilled:
             self._queued_prompt_tokens += more_prompt_tokens - (cached_tokens - request.cached_tokens)
         known = request.prompt_tokens if request.counted else 0
         self._prompt_total += prompt_tokens - known
         self._cached_total += cached_tokens - request.cached_tokens
         request.prompt_tokens, request.cached_tokens, request.counted = prompt_tokens, cached_tokens, True
+        if not request.prefilled:
+            self._queued_squares += request.squares - squares
+
+    def prefilled(self, key: str, now: float) -> None:
+        """The prompt is computed: the first token is there, or the first vector."""
+        request = self._in_flight[key]
+        request.ttft_ms = (now - request.accepted_at) * 1000
+        self._end_prefill(request)
 
     def generated(self, key: str, tokens: int) -> None:
-        """The engine has generated this many more tokens, or a vector (0); the first of them ends the prefill."""
+        """The engine has generated this many more tokens."""
         request = self._in_flight[key]
-        if not request.prefilled:
-            self._end_prefill(request)
         request.output_tokens += tokens
         self._tokens_in_flight += tokens
         self._output_total += tokens
 
-    def finished(self, key: str) -> None:
+    def finished(self, key: str, now: float) -> None:
         """The request has left the engine, for whatever reason."""
         request = self._in_flight.pop(key, None)
         if request is None:
@@ -115,7 +144,16 @@ class LoadTracker:
         self._tokens_in_flight -= request.prompt_tokens + output_tokens
         if ticket != NO_TICKET:
             prompt_tokens = request.prompt_tokens if request.counted else 0
-            update = TicketUpdate(ticket, TicketPhase.FINISHED, prompt_tokens, request.cached_tokens, output_tokens)
+            duration_ms = (now - request.accepted_at) * 1000
+            update = TicketUpdate(
+                ticket,
+                TicketPhase.FINISHED,
+                prompt_tokens,
+                request.cached_tokens,
+                output_tokens,
+                request.ttft_ms,
+                duration_ms,
+            )
             self._tell(ticket, update)
 
     def refused(self, ticket: Ticket) -> None:
@@ -130,15 +168,19 @@ class LoadTracker:
 
     def look(self, engine: EngineLoad) -> LoadReport:
         """The load now, for those who only look: no report is counted."""
+        # What the engine has computed of prompts that count here until they are complete.
+        own_prompt_tokens = max(0, self._queued_prompt_tokens - engine.prefilled_tokens)
         return LoadReport(
             sequence=self._sequence,
             queued_requests=self._queued + engine.other_queued_requests,
             running_requests=len(self._in_flight) - self._queued + engine.other_running_requests,
-            queued_prompt_tokens=self._queued_prompt_tokens + engine.other_queued_prompt_tokens,
+            queued_prompt_tokens=own_prompt_tokens + engine.other_queued_prompt_tokens,
+            queued_prompt_pairs=max(0.0, self._queued_squares / 2 - engine.prefilled_pairs),
             tokens_in_flight=self._tokens_in_flight + engine.other_tokens_in_flight,
             kv_used_blocks=engine.kv_used_blocks,
             kv_cached_blocks=engine.kv_cached_blocks,
             prefill_tokens_per_s=engine.prefill_tokens_per_s,
+            attention_ratio=engine.attention_ratio,
             step_time_ms=engine.step_time_ms,
             ticket_updates=tuple(update for _, update in self._news.values()),
             cached_prompt_token_total=self._cached_total,
@@ -170,3 +212,4 @@ class LoadTracker:
     def _end_prefill(self, request: InFlight) -> None:
         request.prefilled = True
         self._queued_prompt_tokens -= request.prompt_tokens - request.cached_tokens
+        self._queued_squares -= request.squares

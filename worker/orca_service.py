@@ -22,10 +22,12 @@ _NAMED = (
     "queued_requests",
     "running_requests",
     "queued_prompt_tokens",
+    "queued_prompt_pairs",
     "tokens_in_flight",
     "kv_used_blocks",
     "kv_cached_blocks",
     "prefill_tokens_per_s",
+    "attention_ratio",
     "step_time_ms",
 )
 

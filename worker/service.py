@@ -14,6 +14,7 @@ import grpc
 import structlog
 
 from lbcore.api.v1 import generation_pb2, generation_pb2_grpc
+from lbcore.clock import Clock
 from lbcore.deadlines import Deadlines
 from lbcore.errors import (
     Cancelled,
@@ -72,6 +73,8 @@ class Session:
         """Counts an event of the engine and passes it on."""
         # Once per token, and cheaper than `match`.
         if type(event) is Delta:
+            if not self._counts.prefilled:
+                self._load.prefilled(self.key, self._owner.clock.now())
             # An engine that does not tell tokens still shows progress: a delta is about one.
             self._load.generated(self.key, len(event.token_ids) or (1 if event.text else 0))
         elif type(event) is Started:
@@ -82,7 +85,8 @@ class Session:
             self._end(None)
         elif type(event) is Embedding:
             # Nothing was generated, but the prompt is behind it.
-            self._load.generated(self.key, 0)
+            if not self._counts.prefilled:
+                self._load.prefilled(self.key, self._owner.clock.now())
         elif type(event) is Failed:
             self._end(event.error)
         if self._stopped is None:
@@ -140,7 +144,10 @@ class Sessions:
     `changed` is called whenever the load changed in a way the scheduler should hear of at once.
     """
 
-    def __init__(self, engine: Engine, load: LoadTracker, capacity: int, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: Engine, load: LoadTracker, capacity: int, changed: Callable[[], None], clock: Clock
+    ) -> None:
+        self.clock = clock
         self.engine = engine
         self.load = load
         self.changed = changed
@@ -173,7 +180,7 @@ class Sessions:
         # Ids come from clients and may repeat; the engine's must not.
         self._serial += 1
         key = f"{request.request_id}#{self._serial}"
-        counts = self.load.accepted(key, request.ticket, len(request.body))
+        counts = self.load.accepted(key, request.ticket, len(request.body), self.clock.now())
         session = Session(self, key, request.request_id, counts, lane.put)
         lane.stop = session.stop
         lane.left = self._left
@@ -202,7 +209,7 @@ class Sessions:
         """A session is over."""
         self.ends[error.reason if error is not None else "OK"] += 1
         del self._sessions[session.key]
-        self.load.finished(session.key)
+        self.load.finished(session.key, self.clock.now())
         self.changed()
         self._rest_if_idle()
 

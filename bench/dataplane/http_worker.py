@@ -22,8 +22,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from bench.dataplane.system import MODEL
-from worker.engines.sim.batch import DECODE_SLOPE
 from worker.engines.sim.engine import MAX_LAG_S
+from worker.engines.sim.step_time import SEQUENCE_RATIO
 
 DEFAULT_MAX_TOKENS = 16
 CONTEXT_LENGTH = 131_072
@@ -118,7 +118,7 @@ class Engine:
         if pace.step_ms <= 0:
             loop.call_soon(self._end_step)
             return
-        step_ms = pace.step_ms * (1 + DECODE_SLOPE * max(decoding - 1, 0))
+        step_ms = pace.step_ms * (1 + SEQUENCE_RATIO * max(decoding - 1, 0))
         self._due = max(self._due + step_ms / 1000, time.monotonic() - MAX_LAG_S)
         # The loop's clock is time.monotonic.
         loop.call_at(self._due, self._end_step)

@@ -6,7 +6,7 @@ Parts hold parameters and nothing else; what changes from request to request com
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import ClassVar, Protocol
 
@@ -42,8 +42,11 @@ class Scorer(Protocol):
 class Cost(Protocol):
     """What it costs to serve the request at each candidate."""
 
-    def cost(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[float]:
-        """One finite number for each candidate, smaller is better, whatever the order of the candidates."""
+    def cost(self, request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot) -> Sequence[float]:
+        """One finite number for each candidate, smaller is better, whatever the order of the candidates.
+
+        The candidates are those of the snapshot's endpoints that all filters keep, in their order.
+        """
         ...
 
 
@@ -58,13 +61,33 @@ class Picker(Protocol):
         ...
 
 
+MOST = 1e9
+"""What a parameter may be at most, unless it says otherwise: costs stay finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A number that whoever names a policy may set."""
+
+    default: float
+    least: float = 0.0
+    """The smallest value it may have."""
+    most: float = MOST
+    """The greatest value it may have."""
+
+
+def parameter(default: float, *, least: float = 0.0, most: float = MOST) -> float:
+    """Declares a field of a part as a `Parameter`."""
+    return field(default=default, metadata={Parameter: Parameter(default, least, most)})
+
+
 @dataclass(frozen=True, slots=True)
 class WeightedScores:
     """Scorers with their weights, together a cost: what the weighted scores lack, below 0."""
 
     scorers: tuple[tuple[Scorer, float], ...] = ()
 
-    def cost(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[float]:
+    def cost(self, request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot) -> Sequence[float]:
         """The negative weighted sum; 0 for all when there are no scorers."""
         costs = [0.0] * len(candidates)
         for scorer, weight in self.scorers:
@@ -78,6 +101,7 @@ class Policy:
     """A whole way to pick: filters one after another, then a cost (or scorers in its place), then a picker."""
 
     name: str
+    """As `lbcore.policies.registry.build_policy` reads it: the preset, and the parameters that differ from its own."""
     filters: tuple[Filter, ...]
     cost: Cost
     picker: Picker

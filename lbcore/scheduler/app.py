@@ -14,8 +14,10 @@ from lbcore.metrics import MetricsServer
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import Ticked
+from lbcore.router import QueueLimits
 from lbcore.scheduler.admin_service import AdminServicer
 from lbcore.scheduler.config import SchedulerConfig
+from lbcore.scheduler.desk import Desk
 from lbcore.scheduler.registry_service import RegistryServicer
 from lbcore.scheduler.routing_service import RoutingServicer
 from lbcore.scheduler.state import SchedulerState
@@ -40,6 +42,7 @@ async def run(config: SchedulerConfig, clock: Clock) -> None:
         clock,
         Random(seed),
         SystemRandom().randrange(1, 2**63),
+        _limits(config),
     )
     registry = RegistryServicer(state, config.lease_ttl_s, config.report_interval_s)
     server = GrpcServer(
@@ -58,8 +61,9 @@ async def run(config: SchedulerConfig, clock: Clock) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    sweeping = loop.create_task(sweep(state))
-    sweeping.add_done_callback(lambda task: stop.set())
+    tending = [loop.create_task(sweep(state)), loop.create_task(serve_waiting(state.desk))]
+    for task in tending:
+        task.add_done_callback(lambda task: stop.set())
     look_seldom()
     log.info(
         "ready",
@@ -70,12 +74,15 @@ async def run(config: SchedulerConfig, clock: Clock) -> None:
     )
     try:
         await stop.wait()
-        if sweeping.done():
-            # Without it no lease would ever end: better gone, with the reason, and started again.
-            sweeping.result()
+        for task in tending:
+            if task.done():
+                # Without it no lease would end, or nobody who waits be answered: better gone, with the reason, and
+                # started again.
+                task.result()
     finally:
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
+        for task in tending:
+            task.cancel()
+        await asyncio.gather(*tending, return_exceptions=True)
         await server.stop(0.2)
         await metrics.stop()
     log.info("stopped")
@@ -93,3 +100,19 @@ async def sweep(state: SchedulerState) -> None:
         overslept = not overslept and state.clock.now() - wake > _SWEEP_S
         if not overslept:
             state.handle(Ticked())
+
+
+async def serve_waiting(desk: Desk) -> None:
+    """Answers those who wait as soon as there is an answer, for ever."""
+    while True:
+        await desk.alarm.sleep_until(desk.serve())
+
+
+def _limits(config: SchedulerConfig) -> QueueLimits:
+    return QueueLimits(
+        late_binding=config.late_binding,
+        max_requests=config.max_waiting,
+        max_prompt_bytes=config.max_waiting_mb * 1024 * 1024,
+        max_tenant_requests=config.max_waiting_per_tenant,
+        max_wait_s=config.max_wait_s,
+    )

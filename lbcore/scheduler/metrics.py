@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -23,18 +23,27 @@ _GAUGES: tuple[tuple[str, str, Callable[[Endpoint], float]], ...] = (
     ("kv_cached_blocks", "KV blocks that hold reusable prefixes.", lambda e: e.load.kv_cached_blocks),
     ("credit_requests", "Requests sent and not acknowledged by a report yet.", lambda e: e.credit_requests),
     ("credit_tokens", "Expected uncached prompt tokens of those requests.", lambda e: e.credit_tokens),
-    ("prefill_milliseconds_per_token", "Milliseconds per prompt token.", lambda e: e.prefill_ms_per_token),
+    ("prefill_milliseconds_per_token", "Milliseconds per prompt token.", lambda e: e.token_ms),
 )
+
+_WAITED_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Bounds of the histogram of waits: two for each power of ten, from a few turns of the event loop to most deadlines."""
 
 
 class SchedulerMetrics:
-    """Counters to be told of, and a registry that holds everything."""
+    """Counters to be told of, and a registry that holds everything. `waiting` says how many wait for a model."""
 
-    def __init__(self, pool: WorkerPool, clock: Clock) -> None:
+    def __init__(self, pool: WorkerPool, clock: Clock, waiting: Callable[[str], int]) -> None:
         self.registry = CollectorRegistry()
         self._routed: dict[WorkerId, int] = {}
         self._refused = Counter(
             "lb_scheduler_refused", "Requests nobody could take, by reason.", ["reason"], registry=self.registry
+        )
+        self._waited = Histogram(
+            "lb_scheduler_waited_seconds",
+            "Time until the answer of those requests that had to wait for it.",
+            buckets=_WAITED_S,
+            registry=self.registry,
         )
         self._lost = Counter(
             "lb_scheduler_workers_lost", "Workers lost, by reason.", ["reason"], registry=self.registry
@@ -46,6 +55,7 @@ class SchedulerMetrics:
             self._refused.labels(reason.value)
         self.registry.register(_RoutedCollector(self._routed))
         self.registry.register(_EndpointCollector(pool, clock))
+        self.registry.register(_WaitingCollector(pool, waiting))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -54,6 +64,9 @@ class SchedulerMetrics:
 
     def refused(self, reason: RefusalReason) -> None:
         self._refused.labels(reason.value).inc()
+
+    def waited(self, seconds: float) -> None:
+        self._waited.observe(seconds)
 
     def lost(self, reason: str) -> None:
         self._lost.labels(reason).inc()
@@ -77,6 +90,20 @@ class _RoutedCollector(Collector):
         # A copy: the scrape is on a thread of its own where the metrics server says so.
         for worker_id, count in [*self._routed.items()]:
             family.add_metric([worker_id], count)
+        yield family
+
+
+class _WaitingCollector(Collector):
+    def __init__(self, pool: WorkerPool, waiting: Callable[[str], int]) -> None:
+        self._pool = pool
+        self._waiting = waiting
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "lb_scheduler_waiting_requests", "Requests that wait for a worker.", labels=["model"]
+        )
+        for model in self._pool.models():
+            family.add_metric([model], self._waiting(model))
         yield family
 
 

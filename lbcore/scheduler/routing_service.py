@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from functools import lru_cache
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -12,20 +12,18 @@ from lbcore import types
 from lbcore.api.v1 import routing_pb2, routing_pb2_grpc
 from lbcore.errors import LoadBalancerError
 from lbcore.pool_events import CreditReleased, Released
+from lbcore.scheduler.desk import Place
+from lbcore.scheduler.route_stream import RouteStream
 from lbcore.scheduler.state import SchedulerState
-from lbcore.types import Target, Ticket
-from lbcore.wire.convert import facts_from_proto, route_to_proto, worker_status_to_proto
+from lbcore.types import Ticket
+from lbcore.wire.convert import facts_from_proto, route_to_proto, timeout_from_proto, worker_status_to_proto
 from lbcore.wire.mux import serve_mux
-from lbcore.wire.outbox import Outbox
 from lbcore.wire.server import Registration, service
-from lbcore.wire.status import abort, failure_from_error
-
-_MAX_ANSWERS = 4096
-"""Answers that are never parted: at some 300 bytes each about a megabyte, far below the bound of a message."""
+from lbcore.wire.status import abort
 
 
 class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
-    """The gRPC face of `SchedulerState.route`."""
+    """The gRPC face of the `Desk`."""
 
     def __init__(self, state: SchedulerState) -> None:
         self._state = state
@@ -37,8 +35,11 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
     async def Route(  # noqa: N802
         self, message: routing_pb2.RouteRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> routing_pb2.RouteResponse:
+        # Before the decision: the failed attempt's work is not on its worker any more.
+        if message.abandoned_tickets:
+            self._release(message.abandoned_tickets)
         try:
-            return route_to_proto(self._decide(message))
+            return route_to_proto(await self._decision(message))
         except LoadBalancerError as error:
             await abort(context, error)
 
@@ -47,17 +48,11 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
         request_iterator: AsyncIterator[routing_pb2.RouteStreamRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
-        outbox: Outbox[routing_pb2.RouteStreamResponse] = Outbox()
-
-        def deliver(message: routing_pb2.RouteStreamRequest) -> None:
-            if message.abandoned_tickets:
-                self._release(message.abandoned_tickets)
-            calls = message.calls
-            for start in range(0, len(calls), _MAX_ANSWERS):
-                answers = self._answers(calls[start : start + _MAX_ANSWERS])
-                outbox.put(answers, answers.ByteSize())
-
-        await serve_mux(context, deliver, outbox, _batch)
+        stream = RouteStream(self._state)
+        try:
+            await serve_mux(context, stream.deliver, stream.outbox, stream.build, stream.half_close)
+        finally:
+            stream.stop()
 
     async def Release(  # noqa: N802
         self, message: routing_pb2.ReleaseRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -74,46 +69,32 @@ class RoutingServicer(routing_pb2_grpc.RoutingServiceServicer):
                 removed_worker_ids=step.removed,
             )
 
-    def _answers(self, calls: Iterable[routing_pb2.RouteCall]) -> routing_pb2.RouteStreamResponse:
-        answers = routing_pb2.RouteStreamResponse()
-        for call in calls:
-            # Filled in where it stands: a message that is made elsewhere is copied into the one that holds it.
-            result = answers.results.add()
-            result.call_id = call.call_id
-            try:
-                route = self._decide(call.request)
-            except LoadBalancerError as error:
-                result.failure.CopyFrom(failure_from_error(error))
-                continue
-            response = result.response
-            response.worker.CopyFrom(_target(route.target))
-            response.ticket = route.ticket
-            for fallback in route.fallbacks:
-                response.fallbacks.append(_target(fallback))
-            response.predicted_ttft_ms = route.predicted_ttft_ms
-        return answers
+    async def _decision(self, message: routing_pb2.RouteRequest) -> types.Route:
+        """Waits as long as it takes, or the caller wants to."""
+        answer: asyncio.Future[types.Route] = asyncio.get_running_loop().create_future()
 
-    def _decide(self, message: routing_pb2.RouteRequest) -> types.Route:
-        # Before the decision: the failed attempt's work is not on its worker any more.
-        if message.abandoned_tickets:
-            self._release(message.abandoned_tickets)
-        return self._state.route(facts_from_proto(message))
+        def tell(route: types.Route | LoadBalancerError) -> None:
+            if answer.cancelled():
+                # The caller went away in this very turn, and has not been heard yet.
+                if isinstance(route, types.Route):
+                    self._release((route.ticket,))
+            elif isinstance(route, types.Route):
+                answer.set_result(route)
+            else:
+                answer.set_exception(route)
+
+        found = self._state.desk.ask(facts_from_proto(message), tell, timeout_from_proto(message))
+        if not isinstance(found, Place):
+            return found
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            found.withdraw()
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                # It was decided first, in the very turn in which the caller went away.
+                self._release((answer.result().ticket,))
+            raise
 
     def _release(self, tickets: Any) -> int:
         effects = self._state.handle(Released(tuple(Ticket(ticket) for ticket in tickets)))
         return sum(effect.count for effect in effects if isinstance(effect, CreditReleased))
-
-
-def _batch(answers: list[routing_pb2.RouteStreamResponse]) -> routing_pb2.RouteStreamResponse:
-    if len(answers) == 1:
-        return answers[0]
-    batch = routing_pb2.RouteStreamResponse()
-    for some in answers:
-        batch.MergeFrom(some)
-    return batch
-
-
-@lru_cache(maxsize=4096)
-def _target(target: Target) -> routing_pb2.WorkerTarget:
-    """To be copied, never changed: the same for every route to a worker."""
-    return routing_pb2.WorkerTarget(worker_id=target.worker_id, epoch=target.epoch, address=target.address)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from lbcore.clock import Clock
 from lbcore.pool import WorkerPool
 from lbcore.types import Endpoint, WorkerId, WorkerStatus
-from lbcore.wire.clients import TableStep
+from lbcore.wire.routing_client import TableStep
 
 
 class Table:

@@ -1,39 +1,24 @@
-"""Typed clients of our own services: domain values in and out, domain errors raised, batched streams underneath."""
+"""Typed clients of workers: domain values in and out, domain errors raised, batched streams underneath."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import grpc
 import structlog
 
-from lbcore.api.v1 import generation_pb2, generation_pb2_grpc, routing_pb2, routing_pb2_grpc
+from lbcore.api.v1 import generation_pb2, generation_pb2_grpc
 from lbcore.deadlines import Deadlines
-from lbcore.errors import (
-    BodyTooLarge,
-    DeadlineExceeded,
-    InvalidRequest,
-    LoadBalancerError,
-    NoReadyWorker,
-    WorkerUnreachable,
-)
+from lbcore.errors import BodyTooLarge, DeadlineExceeded, InvalidRequest, WorkerUnreachable
 from lbcore.flow import ROOM, Take
 from lbcore.generation import Event, Failed, Finished, GenerationRequest
-from lbcore.types import NO_TICKET, Epoch, Route, RouteFacts, Target, Ticket, WorkerId, WorkerStatus
+from lbcore.types import Epoch, Target
 from lbcore.wire.channel import MAX_MESSAGE_BYTES, open_channel
-from lbcore.wire.convert import (
-    event_from_proto,
-    generation_to_proto,
-    route_from_proto,
-    worker_status_from_proto,
-    write_facts,
-    write_generation,
-)
+from lbcore.wire.convert import event_from_proto, generation_to_proto, write_generation
 from lbcore.wire.mux import MuxClient
-from lbcore.wire.status import error_from_failure, error_from_rpc
+from lbcore.wire.status import error_from_rpc
 
 log = structlog.get_logger()
 
@@ -46,184 +31,6 @@ GRACE_S = 5.0
 
 MAX_CLIENTS = 1024
 """Workers that one process keeps channels to, beyond those with calls under way."""
-
-
-@dataclass(frozen=True, slots=True)
-class TableStep:
-    """A step of the routing table: forget everything first when `snapshot` is set."""
-
-    snapshot: bool
-    workers: tuple[WorkerStatus, ...]
-    removed: tuple[WorkerId, ...]
-
-
-_QUESTION_BYTES = 100
-"""Of a question beside its hashes and its strings: a dozen numbers, the names of a few workers."""
-
-Answered = Callable[[Route | LoadBalancerError], None]
-"""Takes where a request should go, or why nobody can say. Must not raise."""
-
-
-class Question:
-    """A route that is asked for, until its answer is there."""
-
-    __slots__ = ("_client", "abandoned", "answered", "call_id", "facts", "is_cancelled", "timeout_s")
-
-    def __init__(
-        self,
-        client: RoutingClient,
-        call_id: int,
-        facts: RouteFacts,
-        abandoned: tuple[Ticket, ...],
-        timeout_s: float | None,
-        answered: Answered,
-    ) -> None:
-        self._client = client
-        self.call_id = call_id
-        self.facts = facts
-        self.abandoned = abandoned
-        self.timeout_s = timeout_s
-        self.answered = answered
-        self.is_cancelled = False
-
-    def cancel(self) -> None:
-        """Nobody waits for the answer any more: what is booked with it will be given back. Harmless once it came."""
-        self.is_cancelled = True
-        self._client.forget(self)
-
-    def refuse(self, error: Exception) -> None:
-        """No message can carry it. The others that would have travelled with it have no part in that."""
-        self._client.forget(self)
-        refusal = InvalidRequest(f"The request cannot be sent: {error}.")
-        asyncio.get_running_loop().call_soon(self._tell, refusal)
-
-    def expire(self) -> None:
-        """Its time is over: the answer is DeadlineExceeded."""
-        self._client.forget(self)
-        self.answered(DeadlineExceeded("No worker was found in time."))
-
-    def _tell(self, refusal: InvalidRequest) -> None:
-        if not self.is_cancelled:
-            self.answered(refusal)
-
-
-class RoutingClient:
-    """Asks the scheduler where requests should go."""
-
-    def __init__(self, address: str) -> None:
-        self._channel = open_channel(address)
-        self._stub = routing_pb2_grpc.RoutingServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._mux: MuxClient[Question | Ticket, routing_pb2.RouteStreamResponse] = MuxClient(
-            address,
-            "/lbcore.api.v1.RoutingService/RouteStream",
-            _route_batch,
-            routing_pb2.RouteStreamResponse.FromString,
-            self._deliver,
-            self._lost,
-        )
-        self._waiting: dict[int, Question] = {}
-        self._deadlines = Deadlines()
-        self._next_call_id = 0
-
-    def ask(
-        self,
-        facts: RouteFacts,
-        answered: Answered,
-        abandoned: tuple[Ticket, ...] = (),
-        timeout_s: float | None = None,
-    ) -> Question:
-        """Asks where to send a request; `answered` hears it once, after this has returned, unless it is cancelled.
-
-        `abandoned` are tickets of the request's earlier attempts that never reached a worker. The answer may be
-        NoReadyWorker (nobody can serve now, or the scheduler cannot be reached), DeadlineExceeded (there was no answer
-        in time; nothing stays booked), or whatever else the scheduler says.
-        """
-        self._next_call_id += 1
-        call_id = self._next_call_id
-        question = self._waiting[call_id] = Question(self, call_id, facts, abandoned, timeout_s, answered)
-        size = _QUESTION_BYTES + 8 * len(facts.prefix_hashes)
-        size += len(facts.request_id) + len(facts.model) + len(facts.session_id)
-        self._mux.send(question, size)
-        if timeout_s is not None:
-            self._deadlines.add(question, timeout_s)
-        return question
-
-    def forget(self, question: Question) -> None:
-        """Stops waiting for an answer."""
-        self._deadlines.drop(question)
-        self._waiting.pop(question.call_id, None)
-
-    def release(self, ticket: Ticket) -> None:
-        """Gives back a ticket whose request never reached a worker."""
-        if ticket != NO_TICKET:
-            self._mux.send(ticket)
-
-    async def watch(self) -> AsyncIterator[TableStep]:
-        """The routing table, as snapshot and changes, until the scheduler goes away.
-
-        Raises:
-            LoadBalancerError: the scheduler cannot be reached or went away.
-        """
-        try:
-            async for message in self._stub.WatchWorkers(routing_pb2.WatchWorkersRequest()):
-                yield TableStep(
-                    message.snapshot,
-                    tuple(worker_status_from_proto(status) for status in message.workers),
-                    tuple(WorkerId(worker_id) for worker_id in message.removed_worker_ids),
-                )
-        except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
-
-    async def close(self) -> None:
-        await self._mux.close()
-        await self._channel.close()
-
-    def _deliver(self, message: routing_pb2.RouteStreamResponse) -> None:
-        for result in message.results:
-            question = self._waiting.pop(result.call_id, None)
-            answer: Route | LoadBalancerError
-            if result.WhichOneof("result") == "response":
-                answer = route_from_proto(result.response)
-                if question is None:
-                    self.release(answer.ticket)
-                    continue
-            else:
-                answer = error_from_failure(result.failure)
-            if question is not None:
-                self._tell(question, answer)
-
-    def _lost(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for question in waiting.values():
-            self._tell(question, NoReadyWorker("The scheduler cannot be reached."))
-
-    def _tell(self, question: Question, answer: Route | LoadBalancerError) -> None:
-        self._deadlines.drop(question)
-        if question.is_cancelled:
-            return
-        try:
-            question.answered(answer)
-        except Exception:
-            # Against the contract; the others on the stream have no part in it.
-            log.exception("answer_not_taken", request_id=question.facts.request_id)
-
-
-def _route_batch(items: list[Question | Ticket]) -> routing_pb2.RouteStreamRequest:
-    batch = routing_pb2.RouteStreamRequest()
-    add = batch.calls.add
-    for item in items:
-        if isinstance(item, Question):
-            # Filled in where it stands: a message that is made elsewhere is copied into the one that holds it.
-            call = add()
-            call.call_id = item.call_id
-            try:
-                write_facts(item.facts, item.abandoned, item.timeout_s, call.request)
-            except (TypeError, ValueError) as error:
-                del batch.calls[-1]
-                item.refuse(error)
-        else:
-            batch.abandoned_tickets.append(item)
-    return batch
 
 
 _ENDS = (Finished, Failed)

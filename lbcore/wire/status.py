@@ -37,6 +37,7 @@ GRPC_STATUS: Mapping[type[errors.LoadBalancerError], grpc.StatusCode] = {
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.RetryLater: grpc.StatusCode.UNAVAILABLE,
     errors.Saturated: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.NoReadyWorker: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerUnreachable: grpc.StatusCode.UNAVAILABLE,
     errors.StreamInterrupted: grpc.StatusCode.ABORTED,

@@ -31,7 +31,7 @@ def numbers(name: str, request: PickRequest, candidates: list[Endpoint]) -> list
     """What the scorer or cost of this name says of the candidates."""
     if name in SCORERS:
         return list(SCORERS[name]().score(request, candidates))
-    return list(COSTS[name]().cost(request, candidates))
+    return list(COSTS[name]().cost(request, candidates, Snapshot(0.0, 0, tuple(candidates))))
 
 
 @every_filter
@@ -120,7 +120,8 @@ def test_the_same_chance_gives_the_same_ranking_and_the_costs_stay_as_they_were(
 def test_a_pick_changes_nothing_and_takes_only_whom_it_may(name: str, scene: Scene, pick_count: int, seed: int) -> None:
     request, endpoints = scene
     snapshot = Snapshot(0.0, pick_count, tuple(endpoints))
-    before = deepcopy((request, snapshot))
+    # What cannot change cannot be copied either.
+    before = deepcopy((request._replace(held_ms={}), snapshot))
     decision = pick(request, snapshot, build_policy(name), Random(seed))
     assert (request, snapshot) == before
     if isinstance(decision, Refused):

@@ -7,11 +7,15 @@ from random import Random
 import pytest
 
 from lbcore.cost import (
-    CROWDING_STEPS,
+    CROWDING_WEIGHT,
     DEFAULT_PREFILL_MS_PER_TOKEN,
     DEFAULT_STEP_MS,
+    EXPECTED_OUTPUT_TOKENS,
     INTERFERENCE_PER_REQUEST,
     INTERFERENCE_REQUEST_LIMIT,
+    QUEUE_LIMIT,
+    QUEUE_WEIGHT,
+    STEP_SLOPE,
 )
 from lbcore.pick import pick
 from lbcore.policies.registry import build_policy
@@ -52,17 +56,19 @@ def test_equal_requests_spread_as_evenly_as_they_can(policy: str) -> None:
 
 
 def test_unequal_requests_spread_evenly_in_tokens() -> None:
-    # A pick of n tokens on worker w rather than v has a·B(w) + c·t·d(w) + a·n·(1 + θ·d(w)) no greater than the same of
-    # v, where θ counts d up to D. After it B(w) has grown by n, so B(w) − B(v) <= n·(1 + θ·D) + c·t·d(v) / a; and until
-    # w is picked again the difference only shrinks.
+    # A pick of n tokens on worker w rather than v has (1 + ρ)·a·B(w) + c·t·d(w) + a·n·(1 + q·Q + θ·d(w)) no greater
+    # than the same of v, where θ counts d up to D and q·Q has its limit too; ρ is there because nothing is worked off
+    # here, so that all in front was given lately. After it B(w) has grown by n; and until w is picked again the
+    # difference only shrinks. Attention makes the longest prompt here a sixth dearer than its tokens.
     rng = Random(2)
     prompt_bytes = [round(400 * 2 ** rng.uniform(0, 8)) for _ in range(PICKS)]
     endpoints = crowd("cost", prompt_bytes)
     tokens = [endpoint.credit_tokens for endpoint in endpoints]
-    longest = max(prompt_bytes) / 4
-    crowding_ms = CROWDING_STEPS * DEFAULT_STEP_MS * max(endpoint.credit_requests for endpoint in endpoints)
-    bound = longest * (1 + INTERFERENCE_PER_REQUEST * INTERFERENCE_REQUEST_LIMIT)
-    assert max(tokens) - min(tokens) <= bound + crowding_ms / DEFAULT_PREFILL_MS_PER_TOKEN
+    longest = 1.2 * max(prompt_bytes) / 4
+    step = CROWDING_WEIGHT * EXPECTED_OUTPUT_TOKENS * STEP_SLOPE
+    crowding_ms = step * DEFAULT_STEP_MS * max(endpoint.credit_requests for endpoint in endpoints)
+    weights = 1 + INTERFERENCE_PER_REQUEST * INTERFERENCE_REQUEST_LIMIT + QUEUE_WEIGHT * QUEUE_LIMIT
+    assert max(tokens) - min(tokens) <= longest * weights + crowding_ms / DEFAULT_PREFILL_MS_PER_TOKEN
 
 
 def test_workers_that_decode_at_different_speeds_share_requests_in_proportion() -> None:

@@ -1,66 +1,132 @@
-"""Milliseconds to the first token."""
+"""What a request costs at a worker, in milliseconds."""
 
 from __future__ import annotations
 
 import pytest
 
-from lbcore.cost import DEFAULT_STEP_MS, EXPECTED_OUTPUT_TOKENS, first_token_ms
-from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, WorkerId
+from lbcore import cost
+from lbcore.cost import DEFAULT_ATTENTION_RATIO, delays_ms, first_token_ms, prefill_ms
+from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Snapshot, WorkerId
 from tests.fleet import MODEL, endpoint
 
+BIG = Capacity(max_sequences=1000)
 
-def ttfts(request: PickRequest, endpoints: list[Endpoint]) -> list[float]:
-    return [first_token_ms(request, one) for one in endpoints]
+
+def ttfts(request: PickRequest, *endpoints: Endpoint, now: float = 0.0) -> list[float]:
+    return [first_token_ms(request, one, now) for one in endpoints]
+
+
+def costs(request: PickRequest, *endpoints: Endpoint, now: float = 0.0, waiting: int = 0) -> list[float]:
+    return delays_ms(request, endpoints, Snapshot(now, 0, endpoints, waiting_requests=waiting))
+
+
+def alone_ms(tokens: int, cached: float = 0.0) -> float:
+    return prefill_ms(0.1, DEFAULT_ATTENTION_RATIO, tokens, cached)
 
 
 def test_an_idle_worker_takes_its_own_prefill() -> None:
-    assert ttfts(PickRequest(MODEL, 1000), [endpoint(prefill_ms_per_token=0.1)]) == [pytest.approx(100)]
+    assert ttfts(PickRequest(MODEL, 1000), endpoint(prefill_ms_per_token=0.1)) == [pytest.approx(alone_ms(1000))]
 
 
-def test_held_tokens_are_free() -> None:
-    request = PickRequest(MODEL, 1000, {WorkerId("w0"): 900})
-    assert ttfts(request, [endpoint("w0"), endpoint("w1")]) == [pytest.approx(10), pytest.approx(100)]
+def test_each_token_attends_to_those_before_it() -> None:
+    assert alone_ms(1000) == pytest.approx(100 * (1 + DEFAULT_ATTENTION_RATIO * 500))
+    assert alone_ms(100_000) == pytest.approx(10_000 * (1 + DEFAULT_ATTENTION_RATIO * 50_000))
+
+
+def test_held_tokens_are_free_but_for_being_attended_to() -> None:
+    request = PickRequest(MODEL, 100_000, {WorkerId("w0"): 99_000.0})
+    held, new = ttfts(request, endpoint("w0"), endpoint("w1"))
+    assert held == pytest.approx(100 * (1 + DEFAULT_ATTENTION_RATIO * 99_500))
+    assert new == pytest.approx(alone_ms(100_000))
 
 
 def test_tokens_in_front_are_reported_ones_and_credit() -> None:
     busy = endpoint(load=LoadReport(queued_prompt_tokens=300), credit_tokens=200)
-    assert ttfts(PickRequest(MODEL), [busy]) == [pytest.approx(50)]
+    assert ttfts(PickRequest(MODEL), busy) == [pytest.approx(50)]
 
 
-def test_a_prefill_shares_the_worker_with_what_decodes() -> None:
-    quiet, busy = endpoint(), endpoint(load=LoadReport(running_requests=20))
-    alone, shared = ttfts(PickRequest(MODEL, 1000), [quiet, busy])
-    assert shared == pytest.approx(2 * alone)
+def test_what_is_queued_is_worked_off_as_time_goes_by() -> None:
+    busy = endpoint(load=LoadReport(queued_prompt_tokens=1000))
+    assert ttfts(PickRequest(MODEL), busy, now=0.06) == [pytest.approx(40)]
+    assert ttfts(PickRequest(MODEL), busy, now=1.0) == [0.0]
+    before, after = (costs(PickRequest(MODEL, 100), busy, now=now)[0] for now in (0.0, 0.06))
+    assert before - after == pytest.approx(60)
+
+
+def test_a_long_prompt_in_front_takes_longer_than_its_tokens_say() -> None:
+    plain, long = (
+        endpoint(load=LoadReport(queued_prompt_tokens=50_000, queued_prompt_pairs=pairs))
+        for pairs in (0.0, 50_000**2 / 2)
+    )
+    short_ms, long_ms = ttfts(PickRequest(MODEL), plain, long)
+    assert long_ms - short_ms == pytest.approx(0.1 * DEFAULT_ATTENTION_RATIO * 50_000**2 / 2)
+
+
+def test_a_prefill_counts_more_where_many_decode() -> None:
+    request = PickRequest(MODEL, 1000)
+    few, many = (endpoint(load=LoadReport(running_requests=n), capacity=BIG) for n in (10, 30))
+    nothing = PickRequest(MODEL)
+    own_few, own_many = (costs(request, one)[0] - costs(nothing, one)[0] for one in (few, many))
+    assert own_many - own_few == pytest.approx(20 * cost.INTERFERENCE_PER_REQUEST * alone_ms(1000))
 
 
 def test_interference_has_a_limit() -> None:
-    capacity = Capacity(max_sequences=1000)
-    full = [endpoint(load=LoadReport(running_requests=running), capacity=capacity) for running in (64, 500)]
-    assert len(set(ttfts(PickRequest(MODEL, 1000), full))) == 1
+    full = [endpoint(load=LoadReport(running_requests=n), capacity=BIG) for n in (64, 500)]
+    first, second = (costs(PickRequest(MODEL, 1000), one)[0] - costs(PickRequest(MODEL), one)[0] for one in full)
+    assert first == pytest.approx(second)
+
+
+def test_each_request_that_decodes_makes_a_further_one_dearer() -> None:
+    few, many = (endpoint(load=LoadReport(running_requests=n, step_time_ms=10), capacity=BIG) for n in (1, 11))
+    apart = 10 * cost.CROWDING_WEIGHT * cost.EXPECTED_OUTPUT_TOKENS * cost.STEP_SLOPE * 10
+    first, second = costs(PickRequest(MODEL), few, many)
+    assert second - first == pytest.approx(apart)
+
+
+def test_a_hit_is_worth_more_where_requests_wait() -> None:
+    request = PickRequest(MODEL, 1000, {WorkerId("w0"): 1000.0})
+    fleet = endpoint("w0"), endpoint("w1")
+    quiet, busy, busier = (costs(request, *fleet, waiting=waiting) for waiting in (0, 1, 1000))
+    worth = [there - here for here, there in (quiet, busy, busier)]
+    assert worth[0] == pytest.approx(alone_ms(1000))
+    assert worth[1] == pytest.approx(worth[0] * (1 + cost.QUEUE_WEIGHT * 0.5))
+    assert worth[2] == pytest.approx(worth[0] * (1 + cost.QUEUE_WEIGHT * cost.QUEUE_LIMIT))
+
+
+def test_work_given_lately_counts_a_little() -> None:
+    rested, busy = endpoint("w0"), endpoint("w1", recent_ms=1000.0)
+    first, second = costs(PickRequest(MODEL, 100), rested, busy)
+    assert second - first == pytest.approx(1000 * cost.BALANCE_WEIGHT)
 
 
 def test_a_full_worker_makes_wait_for_a_slot() -> None:
     capacity = Capacity(max_sequences=4)
-    costs = ttfts(
-        PickRequest(MODEL),
-        [endpoint(load=LoadReport(running_requests=n, step_time_ms=10), capacity=capacity) for n in (3, 4, 5)],
-    )
-    one_slot = EXPECTED_OUTPUT_TOKENS * 10 / 4
-    assert costs == [pytest.approx(15), pytest.approx(15 + one_slot), pytest.approx(15 + 2 * one_slot)]
+    loads = [LoadReport(running_requests=n, step_time_ms=10) for n in (3, 4, 5)]
+    three, four, five = costs(PickRequest(MODEL), *(endpoint(load=load, capacity=capacity) for load in loads))
+    one_slot = cost.EXPECTED_OUTPUT_TOKENS * 10 / 4
+    crowding = cost.CROWDING_WEIGHT * cost.EXPECTED_OUTPUT_TOKENS * cost.STEP_SLOPE * 10
+    assert four - three == pytest.approx(one_slot + crowding)
+    assert five - four == pytest.approx(one_slot + crowding)
 
 
-def test_the_step_that_computes_the_prompt_counts_and_half_of_the_one_that_runs() -> None:
-    idle, busy = (endpoint(load=LoadReport(running_requests=n, step_time_ms=40)) for n in (0, 1))
-    assert ttfts(PickRequest(MODEL), [idle, busy]) == [pytest.approx(40), pytest.approx(60)]
-
-
-def test_an_unmeasured_step_is_assumed() -> None:
-    full = endpoint(load=LoadReport(running_requests=1), capacity=Capacity(max_sequences=1))
-    assert ttfts(PickRequest(MODEL), [full]) == [pytest.approx(EXPECTED_OUTPUT_TOKENS * DEFAULT_STEP_MS)]
+def test_a_prompt_that_does_not_fit_the_free_kv_blocks_waits_for_some() -> None:
+    capacity = Capacity(max_sequences=100, kv_blocks=100, kv_block_size=16)
+    load = LoadReport(running_requests=10, tokens_in_flight=1200, kv_used_blocks=75, step_time_ms=10)
+    one = endpoint(load=load, capacity=capacity)
+    fits, not_quite = (costs(PickRequest(MODEL, tokens), one)[0] for tokens in (400, 401))
+    release_ms = cost.EXPECTED_OUTPUT_TOKENS * 10 / 1200
+    assert not_quite - fits > release_ms
 
 
 def test_a_worker_of_half_the_speed_costs_twice_as_much() -> None:
     load = LoadReport(queued_prompt_tokens=500)
-    fast, slow = (endpoint(load=load, prefill_ms_per_token=speed) for speed in (0.1, 0.2))
-    fast_ms, slow_ms = ttfts(PickRequest(MODEL, 1000), [fast, slow])
-    assert slow_ms == pytest.approx(2 * fast_ms)
+    fast, slow = ttfts(
+        PickRequest(MODEL, 1000), *(endpoint(load=load, prefill_ms_per_token=speed) for speed in (0.1, 0.2))
+    )
+    assert slow == pytest.approx(2 * fast)
+
+
+def test_what_waits_in_the_scheduler_for_a_worker_is_in_front() -> None:
+    request = PickRequest(MODEL, 100, held_ms={WorkerId("w0"): 70.0})
+    here, there = costs(request, endpoint("w0"), endpoint("w1"))
+    assert here - there == pytest.approx(70)

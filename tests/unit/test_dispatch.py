@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lbcore.dispatch import MAX_ATTEMPTS, ROUTE_TIMEOUT_S, Attempt, Dispatch, Dispatcher, End
+from lbcore.dispatch import MAX_ATTEMPTS, Attempt, Dispatch, Dispatcher, End
 from lbcore.errors import (
     Cancelled,
     ContextLengthExceeded,
@@ -48,6 +48,8 @@ class FakeRouting:
         self.asked: list[RouteFacts] = []
         self.time_limits: list[float | None] = []
         self.returned: list[Ticket] = []
+        self.questions: list[asyncio.Handle] = []
+        self._answered: Callable[[Route | LoadBalancerError], None]
 
     def ask(
         self,
@@ -59,9 +61,16 @@ class FakeRouting:
         self.asked.append(facts)
         self.time_limits.append(timeout_s)
         self.returned += abandoned
+        self._answered = answered
         loop = asyncio.get_running_loop()
         # Without an answer left to give, it is silent.
-        return loop.call_soon(answered, self._answers.pop(0)) if self._answers else loop.call_soon(lambda: None)
+        question = loop.call_soon(answered, self._answers.pop(0)) if self._answers else loop.call_soon(lambda: None)
+        self.questions.append(question)
+        return question
+
+    def answer(self, answer: Route | LoadBalancerError) -> None:
+        """Breaks its silence."""
+        self._answered(answer)
 
     def release(self, ticket: Ticket) -> None:
         if ticket != NO_TICKET:
@@ -535,11 +544,32 @@ async def test_all_attempts_share_one_time_limit() -> None:
     assert routing.time_limits == [4.0, 2.5]
 
 
-async def test_a_scheduler_that_says_nothing_for_long_counts_as_gone() -> None:
-    routing = FakeRouting(DeadlineExceeded("No worker was found in time."))
-    with pytest.raises(NoReadyWorker):
-        await Scene(routing, FakeWorkers()).read(timeout_s=600.0)
-    assert routing.time_limits == [ROUTE_TIMEOUT_S]
+async def test_what_a_request_waits_for_its_route_is_no_time_of_its_worker_s() -> None:
+    routing = FakeRouting()
+    workers = FakeWorkers(w0=[[TOKEN, END]])
+    scene = Scene(routing, workers)
+    reader = asyncio.ensure_future(scene.read(timeout_s=600.0))
+    await settle()
+    assert routing.time_limits == [600.0]
+    scene.clock.advance(100.0)
+    routing.answer(route("w0", 1))
+    await reader
+    assert workers.calls["w0"].request.timeout_s == 500.0
+
+
+async def test_a_request_whose_time_is_over_while_it_waits_for_a_route_ends_in_that() -> None:
+    late = DeadlineExceeded("No worker had room in time.")
+    assert await Scene(FakeRouting(late), FakeWorkers()).fail(timeout_s=600.0) is late
+
+
+async def test_a_request_that_is_cancelled_while_it_waits_for_a_route_asks_no_more() -> None:
+    routing = FakeRouting()
+    heard: list[object] = []
+    dispatch = Scene(routing, FakeWorkers()).start(lambda events, flow: heard.append(events), heard.append)
+    await settle()
+    dispatch.cancel()
+    assert routing.questions[0].cancelled()
+    assert heard == []
 
 
 async def test_a_request_without_a_limit_reaches_the_worker_without_one() -> None:

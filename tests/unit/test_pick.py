@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from lbcore.cost import DEFAULT_ATTENTION_RATIO
 from lbcore.pick import FALLBACK_COUNT, pick
 from lbcore.policies.presets import DEFAULT_POLICY, PRESETS
 from lbcore.policies.registry import build_policy
@@ -94,8 +95,10 @@ def test_the_default_takes_the_soonest_first_token_and_ranks_the_others() -> Non
     decision = routed(DEFAULT_POLICY, *endpoints)
     assert decision.endpoint is endpoints[1]
     assert decision.fallbacks == (endpoints[3], endpoints[2], endpoints[0])
-    assert decision.predicted_ttft_ms == pytest.approx(100)
-    assert dict(decision.scores) == pytest.approx({"w1": -100, "w3": -200, "w2": -300, "w0": -400})
+    own_ms = 100 * (1 + DEFAULT_ATTENTION_RATIO * 500)
+    assert decision.predicted_ttft_ms == pytest.approx(own_ms)
+    expected = {"w1": -own_ms, "w3": -own_ms - 100, "w2": -own_ms - 200, "w0": -own_ms - 300}
+    assert dict(decision.scores) == pytest.approx(expected)
 
 
 def test_by_default_a_hit_is_worth_the_prefill_it_saves_and_no_more() -> None:

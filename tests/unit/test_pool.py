@@ -419,7 +419,7 @@ class TestLearning:
     def test_the_prefill_speed_is_the_measured_one(self) -> None:
         pool = Pool(spec())
         pool.report(1, rate=5000.0)
-        assert pool.endpoint().prefill_ms_per_token == pytest.approx(0.2)
+        assert pool.endpoint().token_ms == pytest.approx(0.2)
 
     def test_without_a_measurement_it_is_that_of_the_peers_in_the_middle(self) -> None:
         pool = Pool(*(spec(name) for name in ("w1", "w2", "w3")), spec("other", models=("other",)))
@@ -427,10 +427,22 @@ class TestLearning:
             pool.report(1, worker=spec(name), rate=rate)
         pool.report(1, worker=spec("other", models=("other",)), rate=1.0)
         pool.handle(Registered(spec("w0"), 9), 0.2)
-        assert pool.endpoint(W0).prefill_ms_per_token == pytest.approx(0.5)
+        assert pool.endpoint(W0).token_ms == pytest.approx(0.5)
 
     @pytest.mark.parametrize("rate", [0.0, float("nan"), float("inf"), -1.0])
     def test_without_any_measurement_it_is_the_default(self, rate: float) -> None:
         pool = Pool(spec())
         pool.report(1, rate=rate)
-        assert pool.endpoint().prefill_ms_per_token == DEFAULT_PREFILL_MS_PER_TOKEN
+        assert pool.endpoint().token_ms == DEFAULT_PREFILL_MS_PER_TOKEN
+
+
+def test_latency_is_the_mean_of_the_last_whole_answers() -> None:
+    pool = Pool(spec())
+    assert (pool.endpoint().latency_ms, pool.endpoint().latency_requests) == (0.0, 0.0)
+    for number, (took_ms, output) in enumerate([(100.0, 5), (300.0, 5), (1.0, 0)]):
+        update = TicketUpdate(Ticket(number), TicketPhase.FINISHED, 10, 0, output, 1.0, took_ms)
+        load = LoadReport(sequence=number + 1, running_requests=number + 1, ticket_updates=(update,))
+        pool.handle(Reported(WorkerId("w0"), Epoch(1), load), 0.0)
+    # The third produced nothing: it was refused, or given up.
+    assert pool.endpoint().latency_ms == 200.0
+    assert pool.endpoint().latency_requests == 0.5

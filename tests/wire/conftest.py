@@ -18,24 +18,29 @@ import pytest_asyncio
 from prometheus_client import generate_latest
 
 from lbcore.api.v1 import admin_pb2_grpc, generation_pb2_grpc, registry_pb2, registry_pb2_grpc, routing_pb2_grpc
+from lbcore.clock import MonotonicClock
 from lbcore.errors import LoadBalancerError
 from lbcore.flow import Inbox
 from lbcore.generation import Event, Failed, Finished, GenerationRequest
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import PoolEffect, PoolEvent, Registered, Reported, Ticked
+from lbcore.router import QueueLimits
 from lbcore.scheduler import registry_service
 from lbcore.scheduler.admin_service import AdminServicer
+from lbcore.scheduler.app import serve_waiting
 from lbcore.scheduler.registry_service import RegistryServicer
 from lbcore.scheduler.routing_service import RoutingServicer
 from lbcore.scheduler.state import SchedulerState
 from lbcore.types import Endpoint, EndpointState, LoadReport, Route, RouteFacts, Ticket, WorkerSpec
 from lbcore.wire.channel import open_channel
-from lbcore.wire.clients import GenerationClient, RoutingClient
+from lbcore.wire.clients import GenerationClient
 from lbcore.wire.convert import load_to_proto, spec_to_proto
+from lbcore.wire.routing_client import RoutingClient
 from lbcore.wire.server import GrpcServer, Registration
 from lbcore.wire.status import error_from_rpc
 from tests.fakes import ManualClock, ScriptedEngine, Signal
+from tests.fleet import MODEL
 from worker.load import LoadTracker
 from worker.service import GenerationServicer, Sessions
 
@@ -47,6 +52,8 @@ LEASE_S = 3.0
 TICKET_S = 10.0
 REPORT_INTERVAL_S = 0.25
 PATIENCE_S = 10.0
+AT_ONCE = QueueLimits(late_binding=False)
+"""Requests wait for workers that are full, and for no others."""
 
 T = TypeVar("T")
 
@@ -94,7 +101,7 @@ class WorkerHost(Host):
         self.engine = ScriptedEngine()
         self.load = LoadTracker()
         self.changed = Signal()
-        self.sessions = Sessions(self.engine, self.load, capacity, self.changed.tell)
+        self.sessions = Sessions(self.engine, self.load, capacity, self.changed.tell, MonotonicClock())
 
     async def start(self) -> None:
         await self.serve(GenerationServicer(self.sessions).registration())
@@ -116,32 +123,64 @@ class WatchedState(SchedulerState):
         self.happened.tell()
         return effects
 
-    def route(self, facts: RouteFacts) -> Route:
-        route = super().route(facts)
-        self.happened.tell()
-        return route
+    def watch(self) -> None:
+        """Begins to."""
+        self.happened, self.events = Signal(), []
+        desk: Any = self.desk
+        for name in ("ask", "withdraw", "serve"):
+            setattr(desk, name, self._telling(getattr(desk, name)))
+
+    def _telling(self, call: Callable[..., T]) -> Callable[..., T]:
+        def calling(*arguments: Any) -> T:
+            try:
+                return call(*arguments)
+            finally:
+                self.happened.tell()
+
+        return calling
 
 
 class SchedulerHost(Host):
     """The scheduler's services over a clock that a test moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: QueueLimits = AT_ONCE) -> None:
         super().__init__()
         self.clock = ManualClock()
         self.report_interval_s = REPORT_INTERVAL_S
+        self._limits = limits
+        self._serving: asyncio.Task[None] | None = None
         self.forget()
 
     def forget(self) -> None:
         """As a process that starts anew: another epoch and an empty pool."""
         pool = WorkerPool(lease_ttl_s=LEASE_S, ticket_ttl_s=TICKET_S)
         policy = build_policy("least_requests")
-        self.state = WatchedState(pool, policy, self.clock, Random(0), Random().randrange(1, 2**63))
-        self.state.happened, self.state.events = Signal(), []
+        epoch = Random().randrange(1, 2**63)
+        self.state = WatchedState(pool, policy, self.clock, Random(0), epoch, self._limits)
+        self.state.watch()
         self.registry = RegistryServicer(self.state, LEASE_S, self.report_interval_s)
 
     async def start(self) -> None:
         routing, admin = RoutingServicer(self.state), AdminServicer(self.state, self.registry)
         await self.serve(self.registry.registration(), routing.registration(), admin.registration())
+        self._serving = asyncio.get_running_loop().create_task(serve_waiting(self.state.desk))
+
+    async def stop(self) -> None:
+        await super().stop()
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.gather(self._serving, return_exceptions=True)
+            self._serving = None
+
+    def route(self, facts: RouteFacts) -> Route:
+        """Where a request goes that does not have to wait."""
+        found = self.state.desk.ask(facts, lambda answer: None)
+        assert isinstance(found, Route)
+        return found
+
+    def waiting(self) -> int:
+        """How many requests wait for the model of the tests."""
+        return self.state.desk.waiting(MODEL)
 
     def join(self, *specs: WorkerSpec) -> None:
         """Makes workers known, as if each had registered on a connection of its own."""
@@ -221,8 +260,8 @@ class Wire:
         self._stack.push_async_callback(host.stop)
         return host
 
-    async def scheduler(self) -> SchedulerHost:
-        host = SchedulerHost()
+    async def scheduler(self, limits: QueueLimits = AT_ONCE) -> SchedulerHost:
+        host = SchedulerHost(limits)
         await host.start()
         self._stack.push_async_callback(host.stop)
         return host

@@ -23,10 +23,21 @@ from lbcore.dispatch import Attempt, Dispatcher, End
 from lbcore.errors import LoadBalancerError
 from lbcore.flow import Take
 from lbcore.generation import Delta, Event, Finished, FinishReason, GenerationRequest, Started
-from lbcore.types import EndpointState, Epoch, LoadReport, RouteFacts, ServedModel, WorkerId, WorkerSpec, WorkerStatus
-from lbcore.wire.clients import GenerationClients, TableStep
+from lbcore.types import (
+    Capacity,
+    EndpointState,
+    Epoch,
+    LoadReport,
+    RouteFacts,
+    ServedModel,
+    WorkerId,
+    WorkerSpec,
+    WorkerStatus,
+)
+from lbcore.wire.clients import GenerationClients
+from lbcore.wire.routing_client import TableStep
 from tests.fakes import ManualClock, Signal
-from tests.fleet import MODEL, spec
+from tests.fleet import MODEL, ROOMY, spec
 from tests.wire.conftest import SchedulerHost, Wire, WorkerHost, eventually, soon
 
 Step = list[Event] | Exception | asyncio.Event
@@ -190,9 +201,11 @@ class Gateway:
 
 
 @asynccontextmanager
-async def before_worker(wire: Wire, scheduler: SchedulerHost, worker: WorkerHost) -> AsyncIterator[Gateway]:
+async def before_worker(
+    wire: Wire, scheduler: SchedulerHost, worker: WorkerHost, capacity: Capacity = ROOMY
+) -> AsyncIterator[Gateway]:
     """A gateway in front of one worker."""
-    scheduler.join(replace(spec(), address=worker.address))
+    scheduler.join(replace(spec(capacity=capacity), address=worker.address))
     workers = GenerationClients()
     async with Gateway(Dispatcher(wire.routing_client(scheduler), workers, MonotonicClock())) as gateway:
         gateway.serves(MODEL)

@@ -38,7 +38,7 @@ async def test_a_listed_worker_shows_its_last_report_its_age_and_the_credit_sinc
     connection = wire.connection(scheduler)
     await connection.register(spec())
     await connection.report(LoadReport(1, running_requests=3, step_time_ms=4.5))
-    scheduler.state.route(RouteFacts("r", MODEL, prompt_bytes=400))
+    scheduler.route(RouteFacts("r", MODEL, prompt_bytes=400))
     scheduler.clock.advance(0.5)
     reply = await wire.admin_stub(scheduler).ListWorkers(admin_pb2.ListWorkersRequest())
     [status] = map(worker_status_from_proto, reply.workers)

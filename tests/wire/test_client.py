@@ -13,6 +13,8 @@ import pytest
 from lbcore.client import Answer, Client, Embeddings
 from lbcore.errors import InvalidRequest, ModelNotFound, NoReadyWorker
 from lbcore.generation import Delta, Dialect, Embedding, Event, Finished, FinishReason, Started
+from lbcore.pool_events import Released
+from lbcore.types import Capacity, RouteFacts
 from tests.fleet import MODEL, spec
 from tests.wire.conftest import SchedulerHost, Wire, WorkerHost, fixture, soon
 
@@ -37,6 +39,25 @@ async def test_a_chat_answers_in_events(client: Client, worker: WorkerHost) -> N
     assert await soon(answer) == [Started(10), Delta(text="A"), Delta(text=" model"), Finished(10, 0, 2)]
     assert taken.request.dialect is Dialect.CHAT
     assert orjson.loads(taken.request.body) == {"model": MODEL, "messages": messages, "temperature": 0.5}
+
+
+async def test_a_client_s_tenant_and_priority_go_with_every_request(
+    scheduler: SchedulerHost, worker: WorkerHost
+) -> None:
+    scheduler.join(replace(spec(capacity=Capacity(max_sequences=1)), address=worker.address))
+    blocker = scheduler.route(RouteFacts("blocker", MODEL))
+    async with Client(scheduler.address) as usual, Client(scheduler.address, tenant="t1", priority=5) as urgent:
+        askings = []
+        for number, client in enumerate((usual, urgent), start=1):
+            askings.append(asyncio.ensure_future(client.complete(MODEL, "Once")))
+            await scheduler.state.happened.until(lambda number=number: scheduler.waiting() == number)
+        scheduler.state.handle(Released((blocker.ticket,)))
+        taken = await worker.engine.next()
+        assert taken.request.priority == 5
+        taken.answer("first")
+        assert (await soon(askings[1])).text == "first"
+        askings[0].cancel()
+        await asyncio.gather(*askings, return_exceptions=True)
 
 
 @pytest.mark.parametrize("prompt", ["Once", [1, 2, 3]], ids=["text", "tokens"])

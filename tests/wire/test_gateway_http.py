@@ -21,6 +21,7 @@ from lbcore.errors import (
     LoadBalancerError,
     ModelNotFound,
     NoReadyWorker,
+    RateLimited,
     Saturated,
     StreamInterrupted,
     WorkerUnreachable,
@@ -28,7 +29,7 @@ from lbcore.errors import (
 from lbcore.generation import Delta, Finished, Started
 from lbcore.prefix import block_hashes
 from lbcore.types import EndpointState
-from lbcore.wire.clients import TableStep
+from lbcore.wire.routing_client import TableStep
 from tests.wire.conftest import soon
 from tests.wire.gateway_host import CHAT, COMPLETION, LIMIT, Gateway, Step, error_of
 
@@ -158,7 +159,8 @@ ERRORS: list[tuple[LoadBalancerError, int]] = [
     (InvalidRequest("No.", param="messages[0].role", code="invalid_value"), 400),
     (ContextLengthExceeded("Too long.", param="messages"), 400),
     (ModelNotFound("No such model."), 404),
-    (Saturated("Full.", retry_after_s=2.5), 429),
+    (Saturated("Full.", retry_after_s=2.5), 503),
+    (RateLimited("Yours are full.", retry_after_s=2.5), 429),
     (EngineFailed("Broken."), 500),
     (NoReadyWorker("Nobody."), 503),
     (WorkerUnreachable("Gone."), 503),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import structlog
@@ -11,10 +12,11 @@ import structlog
 from lbcore.api.v1 import routing_pb2
 from lbcore.errors import DeadlineExceeded, InvalidRequest, LoadBalancerError, NoReadyWorker
 from lbcore.generation import Dialect, Event, Failed, GenerationRequest
-from lbcore.types import Route, RouteFacts, Ticket
-from lbcore.wire import clients, outbox
-from lbcore.wire.clients import Call, Question, RoutingClient
+from lbcore.types import Route, RouteFacts
+from lbcore.wire import outbox, routing_client
+from lbcore.wire.clients import Call
 from lbcore.wire.outbox import MAX_BATCH_ITEMS
+from lbcore.wire.routing_client import Question, RoutingClient
 from tests.fakes import Signal, settle
 from tests.fleet import MODEL, spec
 from tests.wire.conftest import SchedulerHost, Wire, WorkerHost
@@ -250,13 +252,13 @@ class Scribe:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counts: list[int] = []
-        build = clients._route_batch
+        build = routing_client._route_batch
 
-        def note(items: list[Question | Ticket]) -> routing_pb2.RouteStreamRequest:
+        def note(items: list[Any]) -> routing_pb2.RouteStreamRequest:
             self.counts.append(len(items))
             return build(items)
 
-        monkeypatch.setattr(clients, "_route_batch", note)
+        monkeypatch.setattr(routing_client, "_route_batch", note)
 
 
 async def test_questions_too_many_for_one_message_travel_in_several(
@@ -276,9 +278,10 @@ async def test_questions_too_many_for_one_message_travel_in_several(
         RouteFacts("r" * 600, MODEL),
         RouteFacts("r", "m" * 600),
         RouteFacts("r", MODEL, session_id="s" * 600),
+        RouteFacts("r", MODEL, tenant="t" * 600),
         RouteFacts("r", MODEL, prefix_hashes=(1,) * 75),
     ],
-    ids=["request", "model", "session", "hashes"],
+    ids=["request", "model", "session", "tenant", "hashes"],
 )
 async def test_questions_too_long_for_one_message_travel_in_several(
     wire: Wire, scheduler: SchedulerHost, long: RouteFacts, monkeypatch: pytest.MonkeyPatch

@@ -46,7 +46,7 @@ async def test_a_worker_that_registers_gets_a_lease_and_can_be_picked(wire: Wire
         report_interval_ms=round(REPORT_INTERVAL_S * 1000),
         scheduler_epoch=scheduler.state.epoch,
     )
-    assert scheduler.state.route(facts()).target.worker_id == "w0"
+    assert scheduler.route(facts()).target.worker_id == "w0"
 
 
 async def test_every_report_is_taken_in_and_acknowledged(wire: Wire, scheduler: SchedulerHost) -> None:
@@ -84,7 +84,7 @@ async def test_a_report_renews_the_lease(wire: Wire, scheduler: SchedulerHost) -
 async def test_a_report_settles_the_tickets_it_names(wire: Wire, scheduler: SchedulerHost) -> None:
     connection = wire.connection(scheduler)
     await connection.register(spec())
-    routes = [scheduler.state.route(facts(prompt_bytes=400)) for _ in range(3)]
+    routes = [scheduler.route(facts(prompt_bytes=400)) for _ in range(3)]
     updates = (
         TicketUpdate(routes[0].ticket, TicketPhase.ACCEPTED),
         TicketUpdate(routes[1].ticket, TicketPhase.FINISHED),
@@ -130,7 +130,7 @@ async def test_a_worker_that_comes_back_keeps_load_and_credit(wire: Wire, schedu
     first = wire.connection(scheduler)
     await first.register(spec())
     await first.report(LoadReport(1, running_requests=2))
-    scheduler.state.route(facts(prompt_bytes=400))
+    scheduler.route(facts(prompt_bytes=400))
     first.call.cancel()
     await in_state(scheduler, "w0", EndpointState.SILENT)
     second = wire.connection(scheduler)
@@ -173,7 +173,7 @@ async def test_a_restarted_worker_replaces_itself_at_once(wire: Wire, scheduler:
     old, new = wire.connection(scheduler), wire.connection(scheduler)
     await old.register(spec(epoch=1))
     await old.report(LoadReport(9, running_requests=5))
-    scheduler.state.route(facts(prompt_bytes=400))
+    scheduler.route(facts(prompt_bytes=400))
     await new.register(spec(epoch=2))
     endpoint = scheduler.endpoint("w0")
     assert endpoint is not None
@@ -337,7 +337,7 @@ async def test_a_worker_that_ran_out_of_numbers_is_lost_and_heals_by_registering
 async def test_a_giant_list_of_tickets_that_nobody_gave_settles_nothing(wire: Wire, scheduler: SchedulerHost) -> None:
     connection = wire.connection(scheduler)
     await connection.register(spec())
-    scheduler.state.route(facts(prompt_bytes=400))
+    scheduler.route(facts(prompt_bytes=400))
     updates = tuple(TicketUpdate(Ticket(number), TicketPhase.ACCEPTED) for number in range(100_000))
     assert await connection.report(LoadReport(1, ticket_updates=updates)) == 1
     assert scheduler.credit() == (1, 100)
@@ -346,7 +346,7 @@ async def test_a_giant_list_of_tickets_that_nobody_gave_settles_nothing(wire: Wi
 async def test_one_worker_cannot_settle_the_tickets_of_another(wire: Wire, scheduler: SchedulerHost) -> None:
     honest, thief = wire.connection(scheduler), wire.connection(scheduler)
     await honest.register(spec("w0"))
-    route = scheduler.state.route(facts(prompt_bytes=400))
+    route = scheduler.route(facts(prompt_bytes=400))
     await thief.register(spec("w1"))
     await thief.report(LoadReport(1, ticket_updates=(TicketUpdate(route.ticket, TicketPhase.FINISHED),)))
     assert scheduler.credit() == (1, 100)
@@ -366,14 +366,14 @@ async def test_numbers_without_measure_leave_the_scheduler_able_to_pick(wire: Wi
     )
     await connection.send(load_report=most)
     assert (await connection.receive()).report_ack.sequence == 1
-    assert scheduler.state.route(facts()).target.worker_id == "w0"
+    assert scheduler.route(facts()).target.worker_id == "w0"
     assert b"lb_scheduler_worker_tokens_in_flight" in scheduler.page()
 
 
 async def test_a_worker_that_is_gone_leaves_no_labels_behind(wire: Wire, scheduler: SchedulerHost) -> None:
     connection = wire.connection(scheduler)
     await connection.register(spec())
-    scheduler.state.route(facts())
+    scheduler.route(facts())
     assert b'worker_id="w0"' in scheduler.page()
     await connection.send(deregistration=registry_pb2.Deregistration())
     await gone(scheduler, "w0")
@@ -382,7 +382,7 @@ async def test_a_worker_that_is_gone_leaves_no_labels_behind(wire: Wire, schedul
 
 async def test_a_lost_worker_leaves_no_labels_behind(scheduler: SchedulerHost) -> None:
     scheduler.join(spec())
-    scheduler.state.route(facts())
+    scheduler.route(facts())
     scheduler.elapse(LEASE_S)
     assert b'worker_id="w0"' not in scheduler.page()
 

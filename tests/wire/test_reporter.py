@@ -46,11 +46,11 @@ class ReportingWorker:
         self.task = asyncio.ensure_future(self.reporter.run())
 
     def accept(self, key: str, ticket: int = 0) -> None:
-        self.load.accepted(key, Ticket(ticket), 400)
+        self.load.accepted(key, Ticket(ticket), 400, now=0.0)
         self.reporter.changed()
 
     def finish(self, key: str) -> None:
-        self.load.finished(key)
+        self.load.finished(key, now=0.0)
         self.reporter.changed()
 
     async def stop(self) -> None:

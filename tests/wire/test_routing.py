@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from lbcore.api.v1 import routing_pb2
-from lbcore.errors import DeadlineExceeded, InvalidRequest, LoadBalancerError, ModelNotFound, NoReadyWorker, Saturated
+from lbcore.errors import DeadlineExceeded, InvalidRequest, LoadBalancerError, ModelNotFound, NoReadyWorker
 from lbcore.pool_events import Deregistered, Disconnected, DrainNoticed, Reported
 from lbcore.types import (
     Capacity,
@@ -24,9 +24,9 @@ from lbcore.types import (
     TicketUpdate,
     WorkerId,
 )
-from lbcore.wire import clients
-from lbcore.wire.clients import RoutingClient
+from lbcore.wire import routing_client
 from lbcore.wire.convert import route_from_proto, write_facts
+from lbcore.wire.routing_client import RoutingClient
 from lbcore.wire.status import error_from_rpc
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
@@ -124,14 +124,6 @@ async def test_a_draining_worker_is_not_named(scheduler: SchedulerHost, ask: Ask
     assert isinstance(await refusal(ask(facts())), NoReadyWorker)
 
 
-async def test_full_workers_are_told_apart_from_absent_ones(scheduler: SchedulerHost, ask: Ask) -> None:
-    scheduler.join(spec(capacity=ONE_AT_A_TIME))
-    await soon(ask(facts()))
-    error = await refusal(ask(facts()))
-    assert isinstance(error, Saturated)
-    assert error.retry_after_s > 0
-
-
 async def test_a_question_without_a_model_is_refused_by_name(scheduler: SchedulerHost, ask: Ask) -> None:
     error = await refusal(ask(facts("")))
     assert isinstance(error, InvalidRequest)
@@ -193,7 +185,7 @@ async def test_a_caller_cancelled_as_its_answer_comes_leaves_nothing_booked(
         asyncio.get_running_loop().call_soon(caller.cancel)
         return route_from_proto(message)
 
-    monkeypatch.setattr(clients, "route_from_proto", read_and_cancel)
+    monkeypatch.setattr(routing_client, "route_from_proto", read_and_cancel)
     with pytest.raises(asyncio.CancelledError):
         await soon(caller)
     await scheduler.state.happened.until(lambda: scheduler.credit() == (0, 0))

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18lbcore/api/v1/load.proto\x12\rlbcore.api.v1\"\xaf\x03\n\nLoadReport\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x1c\n\x14queued_request_count\x18\x02 \x01(\r\x12\x1d\n\x15running_request_count\x18\x03 \x01(\r\x12!\n\x19queued_prompt_token_count\x18\x04 \x01(\x04\x12\x1e\n\x16tokens_in_flight_count\x18\x05 \x01(\x04\x12\x1b\n\x13kv_used_block_count\x18\x06 \x01(\x04\x12\x1d\n\x15kv_cached_block_count\x18\x07 \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\x08 \x01(\x01\x12\x14\n\x0cstep_time_ms\x18\t \x01(\x01\x12\x33\n\x0eticket_updates\x18\n \x03(\x0b\x32\x1b.lbcore.api.v1.TicketUpdate\x12!\n\x19\x63\x61\x63hed_prompt_token_total\x18\x0b \x01(\x04\x12\x1a\n\x12prompt_token_total\x18\x0c \x01(\x04\x12\x1a\n\x12output_token_total\x18\r \x01(\x04\x12\x0f\n\x07unready\x18\x0e \x01(\x08\"\x9d\x01\n\x0cTicketUpdate\x12\x0e\n\x06ticket\x18\x01 \x01(\x06\x12)\n\x05phase\x18\x02 \x01(\x0e\x32\x1a.lbcore.api.v1.TicketPhase\x12\x1a\n\x12prompt_token_count\x18\x03 \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x04 \x01(\r\x12\x1a\n\x12output_token_count\x18\x05 \x01(\r*a\n\x0bTicketPhase\x12\x1c\n\x18TICKET_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15TICKET_PHASE_ACCEPTED\x10\x01\x12\x19\n\x15TICKET_PHASE_FINISHED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18lbcore/api/v1/load.proto\x12\rlbcore.api.v1\"\xea\x03\n\nLoadReport\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x1c\n\x14queued_request_count\x18\x02 \x01(\r\x12\x1d\n\x15running_request_count\x18\x03 \x01(\r\x12!\n\x19queued_prompt_token_count\x18\x04 \x01(\x04\x12\x1e\n\x16tokens_in_flight_count\x18\x05 \x01(\x04\x12\x1b\n\x13kv_used_block_count\x18\x06 \x01(\x04\x12\x1d\n\x15kv_cached_block_count\x18\x07 \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\x08 \x01(\x01\x12\x14\n\x0cstep_time_ms\x18\t \x01(\x01\x12\x33\n\x0eticket_updates\x18\n \x03(\x0b\x32\x1b.lbcore.api.v1.TicketUpdate\x12!\n\x19\x63\x61\x63hed_prompt_token_total\x18\x0b \x01(\x04\x12\x1a\n\x12prompt_token_total\x18\x0c \x01(\x04\x12\x1a\n\x12output_token_total\x18\r \x01(\x04\x12\x0f\n\x07unready\x18\x0e \x01(\x08\x12 \n\x18queued_prompt_pair_count\x18\x0f \x01(\x01\x12\x17\n\x0f\x61ttention_ratio\x18\x10 \x01(\x01\"\xc3\x01\n\x0cTicketUpdate\x12\x0e\n\x06ticket\x18\x01 \x01(\x06\x12)\n\x05phase\x18\x02 \x01(\x0e\x32\x1a.lbcore.api.v1.TicketPhase\x12\x1a\n\x12prompt_token_count\x18\x03 \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x04 \x01(\r\x12\x1a\n\x12output_token_count\x18\x05 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x06 \x01(\x01\x12\x13\n\x0b\x64uration_ms\x18\x07 \x01(\x01*a\n\x0bTicketPhase\x12\x1c\n\x18TICKET_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15TICKET_PHASE_ACCEPTED\x10\x01\x12\x19\n\x15TICKET_PHASE_FINISHED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lbcore.api.v1.load_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TICKETPHASE']._serialized_start=637
-  _globals['_TICKETPHASE']._serialized_end=734
+  _globals['_TICKETPHASE']._serialized_start=734
+  _globals['_TICKETPHASE']._serialized_end=831
   _globals['_LOADREPORT']._serialized_start=44
-  _globals['_LOADREPORT']._serialized_end=475
-  _globals['_TICKETUPDATE']._serialized_start=478
-  _globals['_TICKETUPDATE']._serialized_end=635
+  _globals['_LOADREPORT']._serialized_end=534
+  _globals['_TICKETUPDATE']._serialized_start=537
+  _globals['_TICKETUPDATE']._serialized_end=732
 # @@protoc_insertion_point(module_scope)

@@ -16,7 +16,7 @@ TICKET_PHASE_ACCEPTED: TicketPhase
 TICKET_PHASE_FINISHED: TicketPhase
 
 class LoadReport(_message.Message):
-    __slots__ = ("sequence", "queued_request_count", "running_request_count", "queued_prompt_token_count", "tokens_in_flight_count", "kv_used_block_count", "kv_cached_block_count", "prefill_tokens_per_s", "step_time_ms", "ticket_updates", "cached_prompt_token_total", "prompt_token_total", "output_token_total", "unready")
+    __slots__ = ("sequence", "queued_request_count", "running_request_count", "queued_prompt_token_count", "tokens_in_flight_count", "kv_used_block_count", "kv_cached_block_count", "prefill_tokens_per_s", "step_time_ms", "ticket_updates", "cached_prompt_token_total", "prompt_token_total", "output_token_total", "unready", "queued_prompt_pair_count", "attention_ratio")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUEST_COUNT_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUEST_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,8 @@ class LoadReport(_message.Message):
     PROMPT_TOKEN_TOTAL_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_TOTAL_FIELD_NUMBER: _ClassVar[int]
     UNREADY_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_PROMPT_PAIR_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_RATIO_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     queued_request_count: int
     running_request_count: int
@@ -45,18 +47,24 @@ class LoadReport(_message.Message):
     prompt_token_total: int
     output_token_total: int
     unready: bool
-    def __init__(self, sequence: _Optional[int] = ..., queued_request_count: _Optional[int] = ..., running_request_count: _Optional[int] = ..., queued_prompt_token_count: _Optional[int] = ..., tokens_in_flight_count: _Optional[int] = ..., kv_used_block_count: _Optional[int] = ..., kv_cached_block_count: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., step_time_ms: _Optional[float] = ..., ticket_updates: _Optional[_Iterable[_Union[TicketUpdate, _Mapping]]] = ..., cached_prompt_token_total: _Optional[int] = ..., prompt_token_total: _Optional[int] = ..., output_token_total: _Optional[int] = ..., unready: bool = ...) -> None: ...
+    queued_prompt_pair_count: float
+    attention_ratio: float
+    def __init__(self, sequence: _Optional[int] = ..., queued_request_count: _Optional[int] = ..., running_request_count: _Optional[int] = ..., queued_prompt_token_count: _Optional[int] = ..., tokens_in_flight_count: _Optional[int] = ..., kv_used_block_count: _Optional[int] = ..., kv_cached_block_count: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., step_time_ms: _Optional[float] = ..., ticket_updates: _Optional[_Iterable[_Union[TicketUpdate, _Mapping]]] = ..., cached_prompt_token_total: _Optional[int] = ..., prompt_token_total: _Optional[int] = ..., output_token_total: _Optional[int] = ..., unready: bool = ..., queued_prompt_pair_count: _Optional[float] = ..., attention_ratio: _Optional[float] = ...) -> None: ...
 
 class TicketUpdate(_message.Message):
-    __slots__ = ("ticket", "phase", "prompt_token_count", "cached_token_count", "output_token_count")
+    __slots__ = ("ticket", "phase", "prompt_token_count", "cached_token_count", "output_token_count", "ttft_ms", "duration_ms")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_MS_FIELD_NUMBER: _ClassVar[int]
     ticket: int
     phase: TicketPhase
     prompt_token_count: int
     cached_token_count: int
     output_token_count: int
-    def __init__(self, ticket: _Optional[int] = ..., phase: _Optional[_Union[TicketPhase, str]] = ..., prompt_token_count: _Optional[int] = ..., cached_token_count: _Optional[int] = ..., output_token_count: _Optional[int] = ...) -> None: ...
+    ttft_ms: float
+    duration_ms: float
+    def __init__(self, ticket: _Optional[int] = ..., phase: _Optional[_Union[TicketPhase, str]] = ..., prompt_token_count: _Optional[int] = ..., cached_token_count: _Optional[int] = ..., output_token_count: _Optional[int] = ..., ttft_ms: _Optional[float] = ..., duration_ms: _Optional[float] = ...) -> None: ...

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_byte_count", "prefix_hashes", "prefix_block_byte_count", "max_output_token_count", "timeout_ms", "priority", "session_id", "tried_worker_ids", "abandoned_tickets")
+    __slots__ = ("request_id", "model", "prompt_byte_count", "prefix_hashes", "prefix_block_byte_count", "max_output_token_count", "timeout_ms", "priority", "session_id", "tried_worker_ids", "abandoned_tickets", "tenant", "ttft_slo_ms", "tpot_slo_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_BYTE_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,9 @@ class RouteRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TRIED_WORKER_IDS_FIELD_NUMBER: _ClassVar[int]
     ABANDONED_TICKETS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
+    TPOT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_byte_count: int
@@ -31,7 +34,10 @@ class RouteRequest(_message.Message):
     session_id: str
     tried_worker_ids: _containers.RepeatedScalarFieldContainer[str]
     abandoned_tickets: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_byte_count: _Optional[int] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., prefix_block_byte_count: _Optional[int] = ..., max_output_token_count: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., priority: _Optional[int] = ..., session_id: _Optional[str] = ..., tried_worker_ids: _Optional[_Iterable[str]] = ..., abandoned_tickets: _Optional[_Iterable[int]] = ...) -> None: ...
+    tenant: str
+    ttft_slo_ms: int
+    tpot_slo_ms: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_byte_count: _Optional[int] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., prefix_block_byte_count: _Optional[int] = ..., max_output_token_count: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., priority: _Optional[int] = ..., session_id: _Optional[str] = ..., tried_worker_ids: _Optional[_Iterable[str]] = ..., abandoned_tickets: _Optional[_Iterable[int]] = ..., tenant: _Optional[str] = ..., ttft_slo_ms: _Optional[int] = ..., tpot_slo_ms: _Optional[int] = ...) -> None: ...
 
 class WorkerTarget(_message.Message):
     __slots__ = ("worker_id", "epoch", "address")
@@ -56,12 +62,14 @@ class RouteResponse(_message.Message):
     def __init__(self, worker: _Optional[_Union[WorkerTarget, _Mapping]] = ..., ticket: _Optional[int] = ..., fallbacks: _Optional[_Iterable[_Union[WorkerTarget, _Mapping]]] = ..., predicted_ttft_ms: _Optional[float] = ...) -> None: ...
 
 class RouteStreamRequest(_message.Message):
-    __slots__ = ("calls", "abandoned_tickets")
+    __slots__ = ("calls", "abandoned_tickets", "withdrawn_call_ids")
     CALLS_FIELD_NUMBER: _ClassVar[int]
     ABANDONED_TICKETS_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_CALL_IDS_FIELD_NUMBER: _ClassVar[int]
     calls: _containers.RepeatedCompositeFieldContainer[RouteCall]
     abandoned_tickets: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, calls: _Optional[_Iterable[_Union[RouteCall, _Mapping]]] = ..., abandoned_tickets: _Optional[_Iterable[int]] = ...) -> None: ...
+    withdrawn_call_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, calls: _Optional[_Iterable[_Union[RouteCall, _Mapping]]] = ..., abandoned_tickets: _Optional[_Iterable[int]] = ..., withdrawn_call_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RouteCall(_message.Message):
     __slots__ = ("call_id", "request")
@@ -78,14 +86,22 @@ class RouteStreamResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[RouteResult, _Mapping]]] = ...) -> None: ...
 
 class RouteResult(_message.Message):
-    __slots__ = ("call_id", "response", "failure")
+    __slots__ = ("call_id", "response", "failure", "waiting")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     response: RouteResponse
     failure: _failure_pb2.Failure
-    def __init__(self, call_id: _Optional[int] = ..., response: _Optional[_Union[RouteResponse, _Mapping]] = ..., failure: _Optional[_Union[_failure_pb2.Failure, _Mapping]] = ...) -> None: ...
+    waiting: RouteWaiting
+    def __init__(self, call_id: _Optional[int] = ..., response: _Optional[_Union[RouteResponse, _Mapping]] = ..., failure: _Optional[_Union[_failure_pb2.Failure, _Mapping]] = ..., waiting: _Optional[_Union[RouteWaiting, _Mapping]] = ...) -> None: ...
+
+class RouteWaiting(_message.Message):
+    __slots__ = ("waiting_request_count",)
+    WAITING_REQUEST_COUNT_FIELD_NUMBER: _ClassVar[int]
+    waiting_request_count: int
+    def __init__(self, waiting_request_count: _Optional[int] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
     __slots__ = ("tickets",)

@@ -63,7 +63,8 @@ class RoutingServiceServicer(object):
 
     def Route(self, request, context):
         """Decides for one request and books its expected work on the chosen worker, under a ticket. Ends with NOT_FOUND when
-        no worker serves the model, RESOURCE_EXHAUSTED when all are full, UNAVAILABLE when none is ready.
+        no worker serves the model, UNAVAILABLE when none is ready. While no worker has room the request waits;
+        RESOURCE_EXHAUSTED when too many wait already, DEADLINE_EXCEEDED when its time is over first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lbcore.cost import delays_ms
-from lbcore.types import Endpoint, PickRequest
+from lbcore.types import Endpoint, PickRequest, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,5 +17,5 @@ class MarginalDelay:
     that everybody holds cancels out.
     """
 
-    def cost(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[float]:
-        return delays_ms(request, candidates)
+    def cost(self, request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot) -> Sequence[float]:
+        return delays_ms(request, candidates, snapshot)

@@ -8,7 +8,13 @@ from lbcore.wire.convert.generation import (
     response_from_event,
     write_generation,
 )
-from lbcore.wire.convert.routing import facts_from_proto, route_from_proto, route_to_proto, write_facts
+from lbcore.wire.convert.routing import (
+    facts_from_proto,
+    route_from_proto,
+    route_to_proto,
+    timeout_from_proto,
+    write_facts,
+)
 from lbcore.wire.convert.workers import (
     load_from_proto,
     load_to_proto,
@@ -31,6 +37,7 @@ __all__ = [
     "route_to_proto",
     "spec_from_proto",
     "spec_to_proto",
+    "timeout_from_proto",
     "worker_status_from_proto",
     "worker_status_to_proto",
     "write_facts",

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 _UINT32 = 2**32 - 1
 
+_MOST = 1e12
 
-def measure(value: float) -> float:
-    """A measurement as a peer sent it; 0, which means nothing measured, for NaN, infinity and negative numbers."""
-    return value if 0.0 < value < 1e12 else 0.0
+MOST_PAIRS = 1e18
+"""Pairs of tokens that attend to one another, in the queue of one worker: a million prompts of a million tokens have
+half as many."""
+
+
+def measure(value: float, most: float = _MOST) -> float:
+    """A measurement as a peer sent it; 0, which means nothing measured, for NaN, infinity, negative numbers and what is
+    not less than `most`."""
+    return value if 0.0 < value < most else 0.0
 
 
 def milliseconds(timeout_s: float | None) -> int:

@@ -37,6 +37,12 @@ def write_facts(
         message.tried_worker_ids.extend(facts.tried)
     if abandoned:
         message.abandoned_tickets.extend(abandoned)
+    if facts.tenant:
+        message.tenant = facts.tenant
+    if facts.ttft_slo_ms:
+        message.ttft_slo_ms = _slo(facts.ttft_slo_ms)
+    if facts.tpot_slo_ms:
+        message.tpot_slo_ms = _slo(facts.tpot_slo_ms)
 
 
 def facts_from_proto(message: routing_pb2.RouteRequest) -> RouteFacts:
@@ -58,7 +64,21 @@ def facts_from_proto(message: routing_pb2.RouteRequest) -> RouteFacts:
         message.priority,
         message.session_id,
         frozenset(map(WorkerId, tried)) if tried else _NOBODY,
+        message.tenant,
+        message.ttft_slo_ms,
+        message.tpot_slo_ms,
     )
+
+
+def timeout_from_proto(message: routing_pb2.RouteRequest) -> float | None:
+    """For how many seconds the caller will wait for a decision; None for as long as it takes."""
+    timeout_ms = message.timeout_ms
+    return timeout_ms / 1000 if timeout_ms else None
+
+
+def _slo(slo_ms: float) -> int:
+    """Whole milliseconds for the wire, where 0 means none: what is shorter becomes the shortest there is."""
+    return milliseconds(slo_ms / 1000)
 
 
 def _target_to_proto(target: Target) -> routing_pb2.WorkerTarget:

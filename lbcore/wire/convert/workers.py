@@ -20,7 +20,7 @@ from lbcore.types import (
     WorkerSpec,
     WorkerStatus,
 )
-from lbcore.wire.convert.numbers import measure
+from lbcore.wire.convert.numbers import MOST_PAIRS, measure
 
 _ROLES = {
     Role.MIXED: worker_pb2.WORKER_ROLE_MIXED,
@@ -126,9 +126,11 @@ def load_to_proto(report: LoadReport) -> load_pb2.LoadReport:
         prompt_token_total=report.prompt_token_total,
         output_token_total=report.output_token_total,
         unready=report.unready,
+        queued_prompt_pair_count=report.queued_prompt_pairs,
+        attention_ratio=report.attention_ratio,
     )
     add = message.ticket_updates.add
-    for ticket, phase, prompt_tokens, cached_tokens, output_tokens in report.ticket_updates:
+    for ticket, phase, prompt_tokens, cached_tokens, output_tokens, ttft_ms, duration_ms in report.ticket_updates:
         # Every request makes some: setting the fields that say something costs the least.
         update = add()
         update.ticket = ticket
@@ -139,6 +141,10 @@ def load_to_proto(report: LoadReport) -> load_pb2.LoadReport:
             update.cached_token_count = cached_tokens
         if output_tokens:
             update.output_token_count = output_tokens
+        if ttft_ms:
+            update.ttft_ms = ttft_ms
+        if duration_ms:
+            update.duration_ms = duration_ms
     return message
 
 
@@ -149,10 +155,12 @@ def load_from_proto(message: load_pb2.LoadReport) -> LoadReport:
         queued_requests=message.queued_request_count,
         running_requests=message.running_request_count,
         queued_prompt_tokens=message.queued_prompt_token_count,
+        queued_prompt_pairs=measure(message.queued_prompt_pair_count, MOST_PAIRS),
         tokens_in_flight=message.tokens_in_flight_count,
         kv_used_blocks=message.kv_used_block_count,
         kv_cached_blocks=message.kv_cached_block_count,
         prefill_tokens_per_s=measure(message.prefill_tokens_per_s),
+        attention_ratio=measure(message.attention_ratio),
         step_time_ms=measure(message.step_time_ms),
         ticket_updates=tuple(
             TicketUpdate(
@@ -161,6 +169,8 @@ def load_from_proto(message: load_pb2.LoadReport) -> LoadReport:
                 update.prompt_token_count,
                 update.cached_token_count,
                 update.output_token_count,
+                measure(update.ttft_ms),
+                measure(update.duration_ms),
             )
             for update in message.ticket_updates
             if update.phase in _PHASES_BACK

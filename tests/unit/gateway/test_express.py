@@ -17,6 +17,7 @@ from gateway.express import MAX_HEAD_BYTES, MAX_WAITING_BYTES, Connection, read_
 from gateway.fleet import Fleet
 from gateway.metrics import GatewayMetrics
 from gateway.server import Server
+from gateway.terms import Terms
 from lbcore.dispatch import Attempt, End
 from lbcore.flow import Take
 from lbcore.generation import Delta, Dialect, Finished, GenerationRequest
@@ -42,7 +43,7 @@ def test_a_plain_head_is_read() -> None:
     read = read_head(data + b"{")
     assert read is not None
     assert (read.dialect, read.size, read.length) == (Dialect.CHAT, len(data), 57)
-    assert (read.request_id, read.session_id) == ("mine", "s")
+    assert (read.request_id, read.terms) == ("mine", Terms(session_id="s"))
 
 
 def test_the_other_path_is_the_other_dialect() -> None:
@@ -96,6 +97,10 @@ def test_what_begins_otherwise_is_left_alone(start: bytes) -> None:
         (b"Content-Length: 5", b"Connection: close"),
         (b"Content-Length: 5", b"Connection: keep-alive, upgrade"),
         (b"Content-Length: 5", b"Upgrade: h2c"),
+        (b"Content-Length: 5", b"X-Priority: 1"),
+        (b"Content-Length: 5", b"x-slo-ttft-ms: 100"),
+        (b"Content-Length: 5", b"X-SLO-TPOT-MS: 100"),
+        (b"Content-Length: 5", b"X-Request-Timeout-MS: 100"),
         (b"Content-Length: 5", b"no colon"),
         (b"Content-Length: 5", b": no name"),
         (b"Content-Length: 5", b"X: " + b"x" * MAX_HEAD_BYTES),

@@ -11,7 +11,8 @@ from aiohttp.http import HttpRequestParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.express import Head, printable, read_head
+from gateway.express import Head, read_head
+from gateway.terms import printable, terms_of
 from lbcore.generation import Dialect
 
 START = b"POST /v1/chat/completions HTTP/1.1\r\n"
@@ -54,7 +55,7 @@ def agree(data: bytes) -> Head | None:
     assert other.bodies[0] == body
     assert [message.path for message in following] == (["/behind"] if is_complete else [])
     assert printable(first.headers.get("X-Request-ID", "")) == head.request_id
-    assert printable(first.headers.get("X-Session-ID", "")) == head.session_id
+    assert terms_of(first.headers) == head.terms
     return head
 
 
@@ -67,6 +68,13 @@ _NAMES = st.sampled_from(
         b"X-Request-ID",
         b"x-request-id",
         b"X-Session-ID",
+        b"X-Tenant-ID",
+        b"x-tenant-id",
+        b"Authorization",
+        b"authorization",
+        b"X-Priority",
+        b"X-SLO-TTFT-MS",
+        b"X-Request-Timeout-MS",
         b"Connection",
         b"Host",
         b"Accept",
@@ -79,13 +87,18 @@ _COLONS = st.sampled_from([b":", b": ", b":\t", b": \t ", b" :", b"\t:", b": ", 
 _VALUES = st.one_of(
     st.sampled_from([b"5", b"0", b"7", b"007", b"+5", b"5 ", b"5\t", b"0x5", b"5,5", b"chunked", b"keep-alive", b""]),
     st.sampled_from([b"mine", b"mine ", b"mine\t", b"m ine", b"x" * 128, b"x" * 129, b"\xe9", b"\xc3\xa9", b'"mine"']),
+    st.sampled_from(
+        [b"Bearer key", b"bearer  key\t", b"BEARER\tkey", b"Bearer", b"Bearer \xe9", b"Basic key", b"Bearer a b"]
+    ),
     st.binary(max_size=8),
 )
 _ENDS = st.sampled_from([b"\r\n"] * 8 + [b"\n", b"\r", b"\r\n ", b"\r\n\t", b"\r\r\n"])
 _LINES = st.builds(lambda *parts: b"".join(parts), _NAMES, _COLONS, _VALUES, _ENDS)
 _PLAIN = st.builds(
     lambda name, value: name + b": " + value + b"\r\n",
-    st.sampled_from([b"Host", b"X-Request-ID", b"X-Session-ID", b"X-Other", b"Accept"]),
+    st.sampled_from(
+        [b"Host", b"X-Request-ID", b"X-Session-ID", b"X-Tenant-ID", b"Authorization", b"X-Other", b"Accept"]
+    ),
     _VALUES,
 )
 _LENGTH = st.integers(0, 2000).map(lambda length: b"Content-Length: %d\r\n" % length)
@@ -117,6 +130,11 @@ def test_what_is_accepted_is_read_the_same_by_aiohttp(data: bytes) -> None:
         b"Host: x\r\nX-Request-ID: mine\xa0\r\n",
         b"Host: x\r\nX-Request-ID: mine\x85\r\n",
         b"Host: x\r\nX-Session-ID: mine\xa0\r\n",
+        b"Host: x\r\nX-Tenant-ID: mine\xa0\r\nAuthorization: Bearer key\r\n",
+        b"Host: x\r\nX-Tenant-ID: one\r\nX-Tenant-ID: two\r\n",
+        b"Host: x\r\nX-Tenant-ID: \r\nAuthorization: Bearer key\r\n",
+        b"Host: x\r\nAuthorization: Bearer key\xa0\r\n",
+        b"Host: x\r\nAuthorization: Bearer one\r\nAuthorization: Bearer two\r\n",
         b"Host: x\r\nProxy-Connection: close\r\n",
         b"Host: x\r\nX-Request-ID: mine \t \r\n",
         b"Host: x\r\nX-Request-ID: m\tine\r\n",
@@ -138,6 +156,11 @@ def test_what_is_accepted_is_read_the_same_by_aiohttp(data: bytes) -> None:
         "no-break space",
         "next line",
         "session and no-break space",
+        "tenant and no-break space",
+        "two tenants",
+        "no tenant and a key",
+        "key and no-break space",
+        "two keys",
         "proxy's connection",
         "space behind",
         "tab inside",

@@ -10,7 +10,7 @@ from typing import Any
 from gateway.fleet import Fleet
 from lbcore.errors import NoReadyWorker
 from lbcore.types import EndpointState, Epoch, LoadReport, ServedModel, WorkerId, WorkerSpec, WorkerStatus
-from lbcore.wire.clients import TableStep
+from lbcore.wire.routing_client import TableStep
 from tests.fakes import Signal
 
 

@@ -20,6 +20,7 @@ from lbcore.errors import (
     LoadBalancerError,
     ModelNotFound,
     NoReadyWorker,
+    RateLimited,
     Saturated,
     StreamInterrupted,
 )
@@ -254,7 +255,8 @@ def test_the_openai_client_raises_at_an_error_event() -> None:
     [
         (InvalidRequest("No.", param="n"), openai.BadRequestError),
         (ModelNotFound("No."), openai.NotFoundError),
-        (Saturated("No."), openai.RateLimitError),
+        (RateLimited("No."), openai.RateLimitError),
+        (Saturated("No."), openai.InternalServerError),
         (NoReadyWorker("No."), openai.InternalServerError),
         (EngineFailed("No."), openai.InternalServerError),
     ],

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from lbcore.policies.base import WeightedScores
 from lbcore.policies.registry import FILTERS
 from lbcore.types import Agreement, Endpoint, EndpointState, PickRequest, Role
-from tests.fleet import MODEL, endpoint, scenes
+from tests.fleet import MODEL, scenes
+from tests.unit.policies.workers import costs, prompt, worker
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class Fixed:
 
 def test_weighted_scores_add_up_and_the_best_costs_least() -> None:
     scores = WeightedScores(((Fixed((1.0, 0.0)), 2.0), (Fixed((0.5, 1.0)), 1.0)))
-    assert scores.cost(PickRequest(MODEL), [endpoint("a"), endpoint("b")]) == [-2.5, -1.0]
+    assert costs(scores, prompt(), worker("a"), worker("b")) == [-2.5, -1.0]
 
 
 def test_without_scorers_all_cost_the_same() -> None:
-    assert WeightedScores().cost(PickRequest(MODEL), [endpoint("a"), endpoint("b")]) == [0.0, 0.0]
+    assert costs(WeightedScores(), prompt(), worker("a"), worker("b")) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", sorted(FILTERS))

@@ -7,18 +7,27 @@ from random import Random
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from prometheus_client import generate_latest
 
 from lbcore.api.v1 import load_pb2, routing_pb2
-from lbcore.errors import LeaseLost, LoadBalancerError, ModelNotFound, NameTaken, NoReadyWorker, Saturated
+from lbcore.errors import (
+    LeaseLost,
+    LoadBalancerError,
+    ModelNotFound,
+    NameTaken,
+    NoReadyWorker,
+    RateLimited,
+    Saturated,
+)
 from lbcore.policies.presets import PRESETS
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import Deregistered, Disconnected, DrainNoticed, Registered, Released, Reported, Ticked
+from lbcore.scheduler.desk import Place
 from lbcore.scheduler.state import MAX_REPLACED, SchedulerState
-from lbcore.types import Capacity, Epoch, RouteFacts, Ticket, WorkerId
-from lbcore.wire.convert import facts_from_proto, load_from_proto
+from lbcore.types import Capacity, Epoch, Route, RouteFacts, Ticket, WorkerId
+from lbcore.wire.convert import facts_from_proto, load_from_proto, timeout_from_proto
 from tests.fakes import ManualClock
 from tests.fleet import MODEL, spec
 
@@ -42,6 +51,7 @@ class HostilePeers(RuleBasedStateMachine):
         self.state = state_with()
         self.clock = self.state.clock
         self.tickets: list[Ticket] = []
+        self.places: list[Place] = []
         self.connection = 0
 
     @initialize(policy=st.sampled_from(sorted(PRESETS)))
@@ -81,6 +91,8 @@ class HostilePeers(RuleBasedStateMachine):
             kv_used_block_count=counts[4],
             kv_cached_block_count=counts[5],
             prefill_tokens_per_s=data.draw(DOUBLES),
+            queued_prompt_pair_count=data.draw(DOUBLES),
+            attention_ratio=data.draw(DOUBLES),
             step_time_ms=data.draw(DOUBLES),
             ticket_updates=data.draw(st.lists(updates, max_size=4)),
         )
@@ -93,8 +105,20 @@ class HostilePeers(RuleBasedStateMachine):
         limit=U32,
         tried=st.lists(NAMES | st.just("nobody")),
         priority=st.integers(-(2**31), 2**31 - 1),
+        tenant=st.sampled_from(["", "a", "b"]),
+        timeout_ms=U32,
     )
-    def route(self, size: int, hashes: list[int], block: int, limit: int, tried: list[str], priority: int) -> None:
+    def route(
+        self,
+        size: int,
+        hashes: list[int],
+        block: int,
+        limit: int,
+        tried: list[str],
+        priority: int,
+        tenant: str,
+        timeout_ms: int,
+    ) -> None:
         message = routing_pb2.RouteRequest(
             model=MODEL,
             prompt_byte_count=size,
@@ -103,14 +127,32 @@ class HostilePeers(RuleBasedStateMachine):
             max_output_token_count=limit,
             tried_worker_ids=tried,
             priority=priority,
+            tenant=tenant,
+            timeout_ms=timeout_ms,
         )
         try:
-            route = self.state.route(facts_from_proto(message))
-        except (ModelNotFound, NoReadyWorker, Saturated):
+            found = self.state.desk.ask(facts_from_proto(message), self.told, timeout_from_proto(message))
+        except (ModelNotFound, NoReadyWorker, Saturated, RateLimited):
             return
-        assert route.target.worker_id not in tried
-        assert route.ticket not in self.tickets
-        self.tickets.append(route.ticket)
+        if isinstance(found, Place):
+            self.places.append(found)
+            return
+        assert found.target.worker_id not in tried
+        self.told(found)
+
+    def told(self, answer: Route | LoadBalancerError) -> None:
+        if isinstance(answer, Route):
+            assert answer.ticket not in self.tickets
+            self.tickets.append(answer.ticket)
+
+    @precondition(lambda self: self.places)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.places)).withdraw()
+
+    @rule()
+    def serve(self) -> None:
+        self.state.desk.serve()
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -137,12 +179,16 @@ class HostilePeers(RuleBasedStateMachine):
         for endpoint in self.state.pool.endpoints():
             assert endpoint.credit_requests >= 0
             assert endpoint.credit_tokens >= 0
-            assert endpoint.prefill_ms_per_token > 0
+            assert endpoint.token_ms > 0
         assert b"lb_scheduler_workers" in generate_latest(self.state.metrics.registry)
 
     def teardown(self) -> None:
         self.pass_time(10.0)
         self.pass_time(10.0)
+        for place in self.places:
+            place.withdraw()
+        assert self.state.desk.waiting(MODEL) == 0
+        assert self.state.desk.serve() is None
         assert self.state.pool.endpoints() == ()
         assert self.state.pool.next_deadline() is None
 
@@ -157,7 +203,10 @@ def test_tickets_of_two_schedulers_are_never_the_same() -> None:
     tickets = set()
     for state in (first, second):
         state.handle(Registered(spec(), 1))
-        tickets |= {state.route(RouteFacts("r", MODEL)).ticket for _ in range(100)}
+        for _ in range(100):
+            route = state.desk.ask(RouteFacts("r", MODEL), lambda answer: None)
+            assert isinstance(route, Route)
+            tickets.add(route.ticket)
     assert len(tickets) == 200
     assert all(0 < ticket < 2**63 for ticket in tickets)
 

@@ -9,7 +9,7 @@ from lbcore.pool import WorkerPool
 from lbcore.pool_events import Deregistered, DrainNoticed, Registered
 from lbcore.scheduler.table import Table
 from lbcore.types import EndpointState, Epoch, WorkerId
-from lbcore.wire.clients import TableStep
+from lbcore.wire.routing_client import TableStep
 from tests.fakes import ManualClock, settle
 from tests.fleet import spec
 

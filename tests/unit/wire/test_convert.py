@@ -54,6 +54,7 @@ NAMES = st.text(min_size=1, max_size=20)
 TEXTS = st.text(max_size=20)
 MEASURES = st.floats(0, 1e11)
 
+PAIRS = st.just(0.0) | st.floats(1e-3, 1e17)
 tickets = U64.map(Ticket)
 worker_ids = NAMES.map(WorkerId)
 epochs = st.integers(1, 2**64 - 1).map(Epoch)
@@ -84,13 +85,15 @@ reports = st.builds(
     queued_requests=U32,
     running_requests=U32,
     queued_prompt_tokens=U64,
+    queued_prompt_pairs=PAIRS,
     tokens_in_flight=U64,
     kv_used_blocks=U64,
     kv_cached_blocks=U64,
     prefill_tokens_per_s=MEASURES,
+    attention_ratio=MEASURES,
     step_time_ms=MEASURES,
     ticket_updates=st.lists(
-        st.builds(TicketUpdate, tickets, st.sampled_from(TicketPhase), U32, U32, U32), max_size=3
+        st.builds(TicketUpdate, tickets, st.sampled_from(TicketPhase), U32, U32, U32, MEASURES, MEASURES), max_size=3
     ).map(tuple),
     cached_prompt_token_total=U64,
     prompt_token_total=U64,
@@ -116,6 +119,9 @@ facts = st.builds(
     priority=st.integers(-(2**31), 2**31 - 1),
     session_id=TEXTS,
     tried=st.frozensets(worker_ids, max_size=3),
+    tenant=TEXTS,
+    ttft_slo_ms=U32,
+    tpot_slo_ms=U32,
 )
 targets = st.builds(Target, worker_ids, epochs, TEXTS)
 routes = st.builds(Route, targets, tickets, st.lists(targets, max_size=3).map(tuple), MEASURES)
@@ -405,11 +411,29 @@ def test_a_finish_reason_of_a_later_version_is_none() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 1e13])
 def test_a_senseless_measurement_is_none(value: float) -> None:
-    report = convert.load_from_proto(load_pb2.LoadReport(prefill_tokens_per_s=value, step_time_ms=value))
+    update = load_pb2.TicketUpdate(phase=load_pb2.TICKET_PHASE_FINISHED, ttft_ms=value, duration_ms=value)
+    report = convert.load_from_proto(
+        load_pb2.LoadReport(
+            prefill_tokens_per_s=value, step_time_ms=value, attention_ratio=value, ticket_updates=[update]
+        )
+    )
     route = convert.route_from_proto(routing_pb2.RouteResponse(predicted_ttft_ms=value))
     status = convert.worker_status_from_proto(worker_pb2.WorkerStatus(spec=_spec_message(), report_age_ms=value))
-    assert (report.prefill_tokens_per_s, report.step_time_ms) == (0.0, 0.0)
+    assert (report.prefill_tokens_per_s, report.step_time_ms, report.attention_ratio) == (0.0, 0.0, 0.0)
+    assert (report.ticket_updates[0].ttft_ms, report.ticket_updates[0].duration_ms) == (0.0, 0.0)
     assert (route.predicted_ttft_ms, status.report_age_ms) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, 1e19])
+def test_a_senseless_count_of_pairs_is_none(value: float) -> None:
+    report = convert.load_from_proto(load_pb2.LoadReport(queued_prompt_pair_count=value))
+    assert report.queued_prompt_pairs == 0.0
+
+
+@pytest.mark.parametrize(("asked_ms", "sent_ms"), [(0.25, 1), (1e12, 2**32 - 1), (0.0, 0), (250.0, 250)])
+def test_a_goal_arrives_as_the_nearest_that_a_message_can_carry(asked_ms: float, sent_ms: int) -> None:
+    message = question_of(RouteFacts("r", "m", ttft_slo_ms=asked_ms, tpot_slo_ms=asked_ms))
+    assert (message.ttft_slo_ms, message.tpot_slo_ms) == (sent_ms, sent_ms)
 
 
 def test_a_question_without_a_model_is_refused_by_name() -> None:
@@ -446,6 +470,7 @@ def test_a_timeout_arrives_as_the_nearest_that_a_message_can_carry(
     question = routing_pb2.RouteRequest()
     convert.write_facts(RouteFacts("r", "m"), (), timeout_s, question)
     assert question.timeout_ms == round((arrives_s or 0) * 1000)
+    assert convert.timeout_from_proto(question) == arrives_s
 
 
 def test_a_typed_text_becomes_the_body_that_says_the_same() -> None:

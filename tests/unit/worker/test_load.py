@@ -14,6 +14,7 @@ from worker.engine import EngineLoad
 from worker.load import BYTES_PER_TOKEN, MAX_NEWS, LoadTracker
 
 IDLE = EngineLoad()
+NOW = 1000.0
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def tracker() -> LoadTracker:
 
 
 def test_a_request_counts_as_queued_until_the_engine_begins_with_it(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 400)
+    tracker.accepted("a", Ticket(1), 400, NOW)
     queued = tracker.look(IDLE)
     tracker.started("a", 120, 20)
     running = tracker.look(IDLE)
@@ -31,7 +32,7 @@ def test_a_request_counts_as_queued_until_the_engine_begins_with_it(tracker: Loa
 
 
 def test_bytes_stand_in_for_tokens_until_the_engine_has_counted(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 100 * BYTES_PER_TOKEN)
+    tracker.accepted("a", Ticket(1), 100 * BYTES_PER_TOKEN, NOW)
     estimated = tracker.look(IDLE)
     tracker.started("a", 120, 20)
     counted = tracker.look(IDLE)
@@ -40,9 +41,10 @@ def test_bytes_stand_in_for_tokens_until_the_engine_has_counted(tracker: LoadTra
 
 
 def test_an_engine_may_count_the_prompt_late(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 100 * BYTES_PER_TOKEN)
+    tracker.accepted("a", Ticket(1), 100 * BYTES_PER_TOKEN, NOW)
     tracker.started("a", 0, 0)
     uncounted = tracker.look(IDLE)
+    tracker.prefilled("a", NOW)
     tracker.generated("a", 5)
     tracker.counted("a", 120, 20)
     counted = tracker.look(IDLE)
@@ -52,36 +54,36 @@ def test_an_engine_may_count_the_prompt_late(tracker: LoadTracker) -> None:
 
 
 def test_a_vector_ends_the_prefill_and_is_no_token(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 400)
+    tracker.accepted("a", Ticket(1), 400, NOW)
     tracker.started("a", 120, 0)
-    tracker.generated("a", 0)
+    tracker.prefilled("a", NOW)
     report = tracker.look(IDLE)
-    assert (report.running_requests, report.queued_prompt_tokens) == (1, 0)
+    assert (report.running_requests, report.queued_prompt_tokens, report.queued_prompt_pairs) == (1, 0, 0.0)
     assert (report.tokens_in_flight, report.output_token_total) == (120, 0)
 
 
 def test_a_later_count_replaces_the_first(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 400)
+    tracker.accepted("a", Ticket(1), 400, NOW)
     tracker.started("a", 100, 0)
     tracker.counted("a", 100, 60)
     report = tracker.look(IDLE)
     assert (report.queued_prompt_tokens, report.tokens_in_flight) == (40, 100)
     assert (report.prompt_token_total, report.cached_prompt_token_total) == (100, 60)
-    tracker.finished("a")
+    tracker.finished("a", NOW)
     (update,) = tracker.look(IDLE).ticket_updates
     assert (update.prompt_tokens, update.cached_tokens) == (100, 60)
 
 
 def test_a_prompt_that_nobody_counted_is_not_made_up_in_the_ticket(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 400)
+    tracker.accepted("a", Ticket(1), 400, NOW)
     tracker.started("a", 0, 0)
-    tracker.finished("a")
+    tracker.finished("a", NOW)
     (update,) = tracker.look(IDLE).ticket_updates
     assert update.prompt_tokens == 0
 
 
 def test_what_others_have_in_the_engine_counts_too(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 400)
+    tracker.accepted("a", Ticket(1), 400, NOW)
     report = tracker.look(
         EngineLoad(
             other_queued_requests=2,
@@ -95,8 +97,9 @@ def test_what_others_have_in_the_engine_counts_too(tracker: LoadTracker) -> None
 
 
 def test_the_first_token_ends_the_prefill(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 400)
+    tracker.accepted("a", Ticket(1), 400, NOW)
     tracker.started("a", 120, 20)
+    tracker.prefilled("a", NOW)
     tracker.generated("a", 1)
     tracker.generated("a", 2)
     report = tracker.look(IDLE)
@@ -104,30 +107,75 @@ def test_the_first_token_ends_the_prefill(tracker: LoadTracker) -> None:
 
 
 def test_a_request_that_leaves_the_queue_unserved_takes_its_estimate_with_it(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 400)
-    tracker.finished("a")
+    tracker.accepted("a", Ticket(1), 400, NOW)
+    tracker.finished("a", NOW)
     report = tracker.look(IDLE)
     assert (report.queued_requests, report.queued_prompt_tokens, report.tokens_in_flight) == (0, 0, 0)
+    assert report.queued_prompt_pairs == 0.0
     assert report.ticket_updates == (TicketUpdate(Ticket(1), TicketPhase.FINISHED),)
 
 
 def test_the_end_of_an_unknown_request_changes_nothing(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 400)
+    tracker.accepted("a", Ticket(1), 400, NOW)
     before = tracker.look(IDLE)
-    tracker.finished("b")
+    tracker.finished("b", NOW)
     assert tracker.look(IDLE) == before
 
 
 def test_the_last_update_of_a_ticket_says_what_it_came_to(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(7), 400)
+    tracker.accepted("a", Ticket(7), 400, NOW)
     tracker.started("a", 120, 20)
+    tracker.prefilled("a", NOW + 0.25)
     tracker.generated("a", 5)
-    tracker.finished("a")
-    assert tracker.look(IDLE).ticket_updates == (TicketUpdate(Ticket(7), TicketPhase.FINISHED, 120, 20, 5),)
+    tracker.finished("a", NOW + 1.5)
+    update = TicketUpdate(Ticket(7), TicketPhase.FINISHED, 120, 20, 5, ttft_ms=250.0, duration_ms=1500.0)
+    assert tracker.look(IDLE).ticket_updates == (update,)
+
+
+def test_a_request_without_a_token_has_no_time_to_one(tracker: LoadTracker) -> None:
+    tracker.accepted("a", Ticket(7), 400, NOW)
+    tracker.started("a", 120, 20)
+    tracker.finished("a", NOW + 1.5)
+    (update,) = tracker.look(IDLE).ticket_updates
+    assert (update.ttft_ms, update.duration_ms) == (0.0, 1500.0)
+
+
+def test_the_pairs_of_prompts_are_those_of_their_uncached_tokens_with_all_before_them(tracker: LoadTracker) -> None:
+    tracker.accepted("a", Ticket(1), 100 * BYTES_PER_TOKEN, NOW)
+    tracker.accepted("b", Ticket(2), 100 * BYTES_PER_TOKEN, NOW)
+    estimated = tracker.look(IDLE)
+    tracker.started("a", 120, 20)
+    counted = tracker.look(IDLE)
+    tracker.counted("a", 120, 60)
+    recounted = tracker.look(IDLE)
+    tracker.prefilled("a", NOW)
+    tracker.counted("a", 130, 0)
+    prefilled = tracker.look(IDLE)
+    assert estimated.queued_prompt_pairs == 2 * 100**2 / 2
+    assert counted.queued_prompt_pairs == (120**2 - 20**2) / 2 + 100**2 / 2
+    assert recounted.queued_prompt_pairs == (120**2 - 60**2) / 2 + 100**2 / 2
+    assert prefilled.queued_prompt_pairs == 100**2 / 2
+
+
+def test_what_the_engine_has_computed_of_a_prompt_does_not_wait_any_more(tracker: LoadTracker) -> None:
+    tracker.accepted("a", Ticket(1), 400, NOW)
+    tracker.started("a", 120, 20)
+    report = tracker.look(EngineLoad(prefilled_tokens=70, prefilled_pairs=(90**2 - 20**2) / 2))
+    assert (report.queued_prompt_tokens, report.queued_prompt_pairs) == (30, (120**2 - 90**2) / 2)
+    assert report.tokens_in_flight == 120
+
+
+def test_an_engine_that_has_computed_more_than_there_was_leaves_nothing_and_takes_nothing_from_others(
+    tracker: LoadTracker,
+) -> None:
+    tracker.accepted("a", Ticket(1), 400, NOW)
+    engine = EngineLoad(prefilled_tokens=1000, prefilled_pairs=1e9, other_queued_prompt_tokens=50)
+    report = tracker.look(engine)
+    assert (report.queued_prompt_tokens, report.queued_prompt_pairs) == (50, 0.0)
 
 
 def test_a_request_without_a_ticket_is_load_but_no_news(tracker: LoadTracker) -> None:
-    tracker.accepted("a", NO_TICKET, 400)
+    tracker.accepted("a", NO_TICKET, 400, NOW)
     assert tracker.look(IDLE).queued_requests == 1
     assert tracker.look(IDLE).ticket_updates == ()
 
@@ -151,9 +199,9 @@ def test_news_are_told_again_until_a_report_that_held_them_is_acknowledged(track
 
 
 def test_news_that_came_after_a_report_outlive_its_acknowledgement(tracker: LoadTracker) -> None:
-    tracker.accepted("a", Ticket(1), 0)
+    tracker.accepted("a", Ticket(1), 0, NOW)
     report = tracker.report(IDLE)
-    tracker.finished("a")
+    tracker.finished("a", NOW)
     tracker.acknowledged(report.sequence)
     assert [update.phase for update in tracker.look(IDLE).ticket_updates] == [TicketPhase.FINISHED]
 
@@ -161,10 +209,10 @@ def test_news_that_came_after_a_report_outlive_its_acknowledgement(tracker: Load
 def test_an_acknowledgement_covers_all_that_was_told_though_an_older_ticket_has_news_since(
     tracker: LoadTracker,
 ) -> None:
-    tracker.accepted("a", Ticket(1), 0)
-    tracker.accepted("b", Ticket(2), 0)
+    tracker.accepted("a", Ticket(1), 0, NOW)
+    tracker.accepted("b", Ticket(2), 0, NOW)
     report = tracker.report(IDLE)
-    tracker.finished("a")
+    tracker.finished("a", NOW)
     tracker.acknowledged(report.sequence)
     assert [update.ticket for update in tracker.look(IDLE).ticket_updates] == [1]
 
@@ -183,9 +231,9 @@ def test_looking_makes_no_report(tracker: LoadTracker) -> None:
 
 
 def test_a_report_passes_on_what_only_the_engine_knows(tracker: LoadTracker) -> None:
-    report = tracker.report(EngineLoad(10, 20, 3000.0, 4.5))
+    report = tracker.report(EngineLoad(10, 20, 3000.0, 4.5, 1e-5))
     assert (report.kv_used_blocks, report.kv_cached_blocks) == (10, 20)
-    assert (report.prefill_tokens_per_s, report.step_time_ms) == (3000.0, 4.5)
+    assert (report.prefill_tokens_per_s, report.step_time_ms, report.attention_ratio) == (3000.0, 4.5, 1e-5)
 
 
 def test_unheard_news_are_bounded_and_the_oldest_go_first(tracker: LoadTracker) -> None:
@@ -226,7 +274,7 @@ class Bookkeeping(RuleBasedStateMachine):
         self.serial += 1
         ticket = Ticket(self.serial) if ticketed else NO_TICKET
         self.requests[str(self.serial)] = _Request(ticket, body_bytes // BYTES_PER_TOKEN)
-        self.tracker.accepted(str(self.serial), ticket, body_bytes)
+        self.tracker.accepted(str(self.serial), ticket, body_bytes, NOW)
 
     @rule()
     def refuse(self) -> None:
@@ -260,6 +308,8 @@ class Bookkeeping(RuleBasedStateMachine):
     @rule(data=st.data(), tokens=st.integers(1, 50))
     def generate(self, data: st.DataObject, tokens: int) -> None:
         key = data.draw(st.sampled_from(sorted(self.requests)))
+        if not self.requests[key].output:
+            self.tracker.prefilled(key, NOW)
         self.requests[key].output += tokens
         self.totals[2] += tokens
         self.tracker.generated(key, tokens)
@@ -294,6 +344,11 @@ class Bookkeeping(RuleBasedStateMachine):
             for request in requests
             if not request.output
         )
+        assert report.queued_prompt_pairs == sum(
+            (request.prompt**2 - request.cached**2) / 2 if request.started else request.estimate**2 / 2
+            for request in requests
+            if not request.output
+        )
         assert report.tokens_in_flight == sum(
             (request.prompt if request.started else request.estimate) + request.output for request in requests
         )
@@ -319,7 +374,7 @@ class Bookkeeping(RuleBasedStateMachine):
             self.over[request.ticket] = TicketUpdate(
                 request.ticket, TicketPhase.FINISHED, request.prompt, request.cached, request.output
             )
-        self.tracker.finished(key)
+        self.tracker.finished(key, NOW)
 
     def _hear(self, report: LoadReport) -> None:
         assert all(report.sequence > earlier.sequence for earlier in self.reports)

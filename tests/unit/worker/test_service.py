@@ -13,11 +13,11 @@ import pytest_asyncio
 
 from lbcore.deadlines import Deadlines, Expiring
 from lbcore.errors import Cancelled, EngineFailed, Saturated
-from lbcore.generation import Delta, Dialect, Failed, Finished, GenerationRequest, Started
+from lbcore.generation import Delta, Dialect, Embedding, Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Ticket
 from tests.fakes import ManualClock, ScriptedEngine, settle
 from tests.unit.worker.lane_talk import is_silent, message, of
-from worker.engine import Emit, Engine
+from worker.engine import Emit, Engine, EngineLoad
 from worker.engines.sim.engine import SimEngine, SimOptions
 from worker.lanes import Lane, Lanes
 from worker.load import LoadTracker
@@ -31,7 +31,8 @@ class Desk(Generic[E]):
 
     def __init__(self, engine: E, capacity: int = 10) -> None:
         self.engine = engine
-        self.sessions = Sessions(engine, LoadTracker(), capacity, lambda: None)
+        self.clock = ManualClock()
+        self.sessions = Sessions(engine, LoadTracker(), capacity, lambda: None, self.clock)
         self.lanes = Lanes()
 
     def ask(self, call_id: int, max_tokens: int = 1, room: int = 0) -> Lane:
@@ -193,6 +194,22 @@ async def test_answers_that_nobody_reads_count_against_the_capacity() -> None:
     desk.ask(4)
     await desk.engine.next()
     assert await is_silent(desk.lanes)
+
+
+@pytest.mark.parametrize("first", [Delta(text="a"), Embedding(0, b"")], ids=["token", "vector"])
+async def test_the_end_of_a_request_tells_when_its_first_token_came_and_how_long_it_took(first: Event) -> None:
+    desk = Desk(ScriptedEngine())
+    desk.ask(1)
+    taken = await desk.engine.next()
+    desk.clock.advance(0.125)
+    taken.start()
+    desk.clock.advance(0.125)
+    taken.emit(first)
+    desk.clock.advance(1.0)
+    taken.emit(first)
+    taken.finish()
+    [update] = desk.sessions.load.look(EngineLoad()).ticket_updates
+    assert (update.ttft_ms, update.duration_ms) == (250.0, 1250.0)
 
 
 async def test_a_deadline_is_kept_until_its_request_has_ended() -> None:

@@ -17,15 +17,10 @@ from typing import Generic, NamedTuple, TypeVar
 from lbcore.types import LoadReport
 from worker.engines.sim.blocks import BlockPool
 from worker.engines.sim.sequence import SimSequence
+from worker.engines.sim.step_time import StepTime
 from worker.engines.step_meter import StepMeter
 
 K = TypeVar("K", bound=Hashable)
-
-DECODE_SLOPE = 0.01
-"""How much one more decoding sequence prolongs a step, as a fraction of `step_ms`.
-
-Measured for a 70B model on eight H100: 29.8, 34.2, 38.6 and 50.2 ms for 1, 16, 32 and 64 sequences; the line gives
-29.8, 34.3, 39.0 and 48.6."""
 
 WATERMARK_RATIO = 0.01
 """The fraction of blocks that admission leaves to the sequences that already decode, as vLLM's watermark did: without
@@ -54,17 +49,13 @@ class StepOutcome(NamedTuple, Generic[K]):
 class SimBatch(Generic[K]):
     """Sequences, their blocks and their progress, one step at a time.
 
-    A step lasts `step_ms * (1 + DECODE_SLOPE * (decoding sequences - 1)) + prompt tokens / prefill_tokens_per_s`: the
-    first term is what any step costs (weights are read once, kernels launched once) and what each further sequence
-    adds; the second is computing, which follows the sum of the new tokens. For the model above, 29.8 ms and 20,000
-    tokens/s give 55, 81 and 132 ms for a lone prompt of 512, 1,024 and 2,048 tokens; measured were 53, 78 and 137.
+    `step_time` says how long the next step lasts; it may be replaced between steps, as when a machine slows down.
     """
 
     def __init__(
         self,
         *,
-        step_ms: float,
-        prefill_tokens_per_s: float,
+        step_time: StepTime,
         kv_blocks: int,
         block_size: int,
         max_num_seqs: int,
@@ -72,8 +63,7 @@ class SimBatch(Generic[K]):
     ) -> None:
         self.blocks = BlockPool(kv_blocks)
         self.meter = StepMeter()
-        self._step_ms = step_ms
-        self._prefill_ms_per_token = 1000 / prefill_tokens_per_s
+        self.step_time = step_time
         self._block_size = block_size
         # A decoding sequence costs one token of the budget in every step.
         self._max_num_seqs = min(max_num_seqs, token_budget)
@@ -95,7 +85,13 @@ class SimBatch(Generic[K]):
         self._head_blocked = False
         """The first waiting sequence did not fit, and nothing was released since."""
         self._unprefilled_tokens = 0
+        self._unprefilled_squares = 0
+        """Tokens to compute, squared, less those computed, squared: twice the pairs of attention still to come."""
         self._tokens_in_flight = 0
+        self._context_tokens = 0
+        """Over decoding sequences: what the next step attends to, but for the tokens that it makes itself."""
+        self._pairs = 0.0
+        """Of the step in work: for each new prompt token the tokens it attends to."""
 
     def add(self, key: K, prompt_tokens: int, output_tokens: int, block_hashes: Sequence[int] = ()) -> None:
         """Queues a sequence that will produce exactly `output_tokens` tokens; with 0 its prompt alone is computed.
@@ -116,6 +112,7 @@ class SimBatch(Generic[K]):
         self._sequences[key] = sequence
         self._waiting[key] = sequence
         self._unprefilled_tokens += prompt_tokens
+        self._unprefilled_squares += prompt_tokens**2
         self._tokens_in_flight += prompt_tokens
 
     def abort(self, key: K) -> bool:
@@ -135,16 +132,24 @@ class SimBatch(Generic[K]):
     def has_work(self) -> bool:
         return bool(self._sequences)
 
+    @property
+    def prefilling(self) -> tuple[K, int] | None:
+        """The sequence whose prompt is computed in part, and how many tokens of it are, cached ones among them."""
+        sequence = self._chunked
+        return None if sequence is None else (sequence.key, sequence.computed)
+
     def load(self) -> LoadReport:
         """The load as of the end of the last step; sequence number and tickets are the caller's business."""
         return LoadReport(
             queued_requests=len(self._waiting),
             running_requests=len(self._running),
             queued_prompt_tokens=self._unprefilled_tokens,
+            queued_prompt_pairs=self._unprefilled_squares / 2,
             tokens_in_flight=self._tokens_in_flight,
             kv_used_blocks=self.blocks.used,
             kv_cached_blocks=self.blocks.cached,
             prefill_tokens_per_s=self.meter.prefill_tokens_per_s,
+            attention_ratio=self.meter.attention_ratio,
             step_time_ms=self.meter.step_time_ms,
         )
 
@@ -159,19 +164,22 @@ class SimBatch(Generic[K]):
         first: list[K] = []
         finished: list[K] = []
         prefill_tokens = 0
+        pairs = 0.0
+        context_tokens = self._context_tokens
         if self._waiting or self._chunked is not None:
+            self._pairs = 0.0
             prefill_tokens = self._prefill(self._token_budget - decode_tokens, started, first)
+            pairs = self._pairs
         self._tokens_in_flight += decode_tokens
+        self._context_tokens += decode_tokens
         ending = self._ends.pop(self._step, None)
         if ending is not None:
             for key, sequence in ending.items():
                 finished.append(key)
                 self._stop(sequence)
                 self._leave(sequence)
-        duration_ms = self._step_ms + prefill_tokens * self._prefill_ms_per_token
-        if decode_tokens > 1:
-            duration_ms += self._step_ms * DECODE_SLOPE * (decode_tokens - 1)
-        self.meter.observe(prefill_tokens, decode_tokens, duration_ms)
+        duration_ms = self.step_time.of(prefill_tokens, pairs, decode_tokens, context_tokens)
+        self.meter.observe(prefill_tokens, decode_tokens, duration_ms, pairs)
         return StepOutcome(
             duration_ms, started, first, finished, preempted, self._decoding.keys(), prefill_tokens, decode_tokens
         )
@@ -196,8 +204,10 @@ class SimBatch(Generic[K]):
     def _preempt_youngest(self) -> K:
         victim = self._running[next(reversed(self._running))]
         self._stop(victim)
-        self._unprefilled_tokens += victim.prompt_tokens + victim.sampled - (victim.target - victim.computed)
-        victim.target = victim.prompt_tokens + victim.sampled
+        target = victim.prompt_tokens + victim.sampled
+        self._unprefilled_tokens += target - (victim.target - victim.computed)
+        self._unprefilled_squares += target**2 - (victim.target**2 - victim.computed**2)
+        victim.target = target
         victim.computed = 0
         self._waiting[victim.key] = victim
         self._waiting.move_to_end(victim.key, last=False)
@@ -219,6 +229,9 @@ class SimBatch(Generic[K]):
             if chunk > left:
                 chunk = left
             left -= chunk
+            squares = chunk * (2 * sequence.computed + chunk)
+            self._pairs += squares / 2
+            self._unprefilled_squares -= squares
             sequence.computed += chunk
             self._unprefilled_tokens -= chunk
             if sequence.hashes:
@@ -250,6 +263,7 @@ class SimBatch(Generic[K]):
             sequence.shared = hit
             sequence.computed = hit * block_size
             self._unprefilled_tokens -= sequence.computed
+            self._unprefilled_squares -= sequence.computed**2
         blocks.take(needed)
         sequence.anonymous = needed
         self._waiting.popitem(last=False)
@@ -272,6 +286,7 @@ class SimBatch(Generic[K]):
         if end_step == step:
             return
         sequence.joined_step = step
+        self._context_tokens += sequence.target
         # Step `step + k` computes position `target + k - 1`, which begins a block when it is a multiple of block size.
         sequence.growth_phase = (step + 1 - sequence.target) % self._block_size
         self._decoding[key] = sequence
@@ -295,7 +310,9 @@ class SimBatch(Generic[K]):
         del self._running[key]
         if sequence.joined_step >= 0:
             self._share_full_blocks(sequence)
-            sequence.sampled += self._step - sequence.joined_step
+            decoded = self._step - sequence.joined_step
+            self._context_tokens -= sequence.target + decoded
+            sequence.sampled += decoded
             sequence.joined_step = -1
             del self._decoding[key]
             del self._growth[sequence.growth_phase][key]
@@ -312,4 +329,5 @@ class SimBatch(Generic[K]):
         """Forgets a sequence that is neither waiting nor running any more."""
         del self._sequences[sequence.key]
         self._unprefilled_tokens -= sequence.target - sequence.computed
+        self._unprefilled_squares -= sequence.target**2 - sequence.computed**2
         self._tokens_in_flight -= sequence.prompt_tokens + sequence.sampled

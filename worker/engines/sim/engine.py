@@ -25,6 +25,7 @@ from worker.engine import Emit, EngineInfo, EngineLoad
 from worker.engines.ends import closed
 from worker.engines.sim.batch import SimBatch, StepOutcome
 from worker.engines.sim.plan import Output, Planner
+from worker.engines.sim.step_time import plain_step_time
 from worker.engines.step_meter import StepMeter
 
 MAX_LAG_S = 1.0
@@ -82,6 +83,8 @@ class _Choice:
     output: Output
     leads: bool
     """Whether it is the first with its prompt: what the others find in the cache, this one has computed."""
+    cached_tokens: int = 0
+    """Of its prompt."""
 
 
 class SimEngine:
@@ -94,8 +97,7 @@ class SimEngine:
         self._context_length = min(options.context_length, options.kv_blocks * options.block_size)
         self._planner = Planner(self._context_length, options.seed, options.stamp, options.embedding_size)
         self._batch: SimBatch[_Choice] = SimBatch(
-            step_ms=options.step_ms,
-            prefill_tokens_per_s=options.prefill_tokens_per_s,
+            step_time=plain_step_time(options.step_ms, options.prefill_tokens_per_s),
             kv_blocks=options.kv_blocks,
             block_size=options.block_size,
             max_num_seqs=options.max_num_seqs,
@@ -104,6 +106,9 @@ class SimEngine:
         self._paced = options.step_ms > 0
         # Paced steps take the time that the batch gives them; unpaced ones have to be measured.
         self._meter = self._batch.meter if self._paced else StepMeter()
+        #: The request whose prompt is in work, and the tokens and pairs of it that are computed, as of the last step
+        #: that is over: the batch is ahead of the clock by the step that has just begun.
+        self._prefilled: tuple[_Request, int, float] | None = None
         self._requests: dict[str, _Request] = {}
         self._work = asyncio.Event()
         self._broken = asyncio.Event()
@@ -139,11 +144,19 @@ class SimEngine:
 
     def load(self) -> EngineLoad:
         blocks = self._batch.blocks
+        tokens, pairs = 0, 0.0
+        if self._prefilled is not None:
+            request, tokens, pairs = self._prefilled
+            if self._requests.get(request.request_id) is not request:
+                tokens, pairs = 0, 0.0
         return EngineLoad(
             kv_used_blocks=blocks.used,
             kv_cached_blocks=blocks.cached,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             step_time_ms=self._meter.step_time_ms,
+            attention_ratio=self._meter.attention_ratio,
+            prefilled_tokens=tokens,
+            prefilled_pairs=pairs,
         )
 
     async def failed(self) -> str:
@@ -220,6 +233,20 @@ class SimEngine:
                 await asyncio.sleep(0)
                 self._meter.observe(outcome.prefill_tokens, outcome.decode_tokens, (clock.now() - began) * 1000)
             self._emit(outcome)
+            self._note_prefilled()
+
+    def _note_prefilled(self) -> None:
+        """What is computed of the prompt in work, unless its request has had a token or a vector already: then none of
+        its prompt counts as waiting any more."""
+        self._prefilled = None
+        prefilling = self._batch.prefilling
+        if prefilling is None:
+            return
+        choice, computed = prefilling
+        request = choice.request
+        if not request.produced and request.open_choices == len(request.choices):
+            cached = choice.cached_tokens
+            self._prefilled = request, computed - cached, (computed**2 - cached**2) / 2
 
     def _emit(self, outcome: StepOutcome[_Choice]) -> None:
         for choice in outcome.first:
@@ -240,6 +267,7 @@ class SimEngine:
 
 def _start(choice: _Choice, cached_tokens: int) -> None:
     request = choice.request
+    choice.cached_tokens = cached_tokens
     if choice.leads:
         request.cached_tokens += cached_tokens
     if not request.started:

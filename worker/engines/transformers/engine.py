@@ -109,6 +109,7 @@ class TransformersEngine:
             kv_cached_blocks=runner.kv_cached_blocks,
             prefill_tokens_per_s=runner.meter.prefill_tokens_per_s,
             step_time_ms=runner.meter.step_time_ms,
+            attention_ratio=runner.meter.attention_ratio,
         )
 
     async def failed(self) -> str:

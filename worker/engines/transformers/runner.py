@@ -229,32 +229,37 @@ class Runner:
             batch.scheduler.block_new_requests = False
         if not batch.prepare_next_batch():
             return False
-        prefill_tokens, decode_tokens = self._look()
+        prefill_tokens, decode_tokens, pairs = self._look()
         batch._generation_step(self._model)
         batch.update_batch()
-        self._measure(prefill_tokens, decode_tokens, (self._clock.now() - began) * 1000)
+        self._measure(prefill_tokens, decode_tokens, pairs, (self._clock.now() - began) * 1000)
         return True
 
-    def _look(self) -> tuple[int, int]:
-        """Tells which sequences are new in the step about to be computed; the prompt tokens in it, and the others."""
+    def _look(self) -> tuple[int, int, float]:
+        """Tells which sequences are new in the step about to be computed; the prompt tokens in it, the others, and over
+        the prompt tokens those that each attends to."""
         begun = []
         prefill_tokens = decode_tokens = 0
+        pairs = 0.0
         for request in self._batch.inputs_and_outputs.requests_in_batch:
             state = request.state
             if state.generated_tokens:
                 decode_tokens += 1
             else:
-                prefill_tokens += request.query_length
+                new = request.query_length
+                prefill_tokens += new
+                # The offset counts the new ones already.
+                pairs += new * (state.position_offset - new / 2)
             chooser = chooser_of(state)
             if not chooser.taken_up:
                 chooser.taken_up = True
                 begun.append((state.request_id, state.position_offset - request.query_length))
         if begun:
             self._listener.begun(begun)
-        return prefill_tokens, decode_tokens
+        return prefill_tokens, decode_tokens, pairs
 
-    def _measure(self, prefill_tokens: int, decode_tokens: int, duration_ms: float) -> None:
-        self.meter.observe(prefill_tokens, decode_tokens, duration_ms)
+    def _measure(self, prefill_tokens: int, decode_tokens: int, pairs: float, duration_ms: float) -> None:
+        self.meter.observe(prefill_tokens, decode_tokens, duration_ms, pairs)
         if prefill_tokens >= MIN_PREFILL_TOKENS:
             affordable = int(prefill_tokens * self._budget_ms / max(duration_ms, 1e-3))
             # Half of what was, lest one slow step make the following ones small.

@@ -23,6 +23,7 @@ from lbcore.generation import Delta, Dialect, Embedding, Event, Failed, Finished
 from tests.fakes import ManualClock, settle
 from worker.engine import EngineInfo
 from worker.engines.sim.engine import MAX_LAG_S, SimEngine, SimOptions
+from worker.engines.step_meter import PRIOR_ATTENTION_RATIO
 
 STEP_S = 0.01
 OPTIONS = SimOptions(step_ms=10.0, prefill_tokens_per_s=1000.0)
@@ -300,6 +301,67 @@ class BrokenClock(ManualClock):
 
     async def sleep_until(self, t: float) -> None:
         raise OSError("no timer")
+
+
+CHUNKED = SimOptions(step_ms=10.0, prefill_tokens_per_s=1000.0, token_budget=64)
+"""A step of 64 prompt tokens takes 74 ms."""
+
+
+def prefilled(engine: SimEngine) -> tuple[int, float]:
+    load = engine.load()
+    return load.prefilled_tokens, load.prefilled_pairs
+
+
+async def test_what_is_computed_of_a_prompt_is_told_when_its_step_is_over() -> None:
+    clock = ManualClock(now=0.0)
+    async with started(CHUNKED, clock) as engine:
+        events: list[Event] = []
+        engine.submit(ask([1] * 192, max_tokens=2), events.append)
+        told = []
+        for seconds in (0.073, 0.074, 0.074):
+            await clock.elapse(seconds)
+            told.append(prefilled(engine))
+        assert told == [(0, 0.0), (64, 64**2 / 2), (128, 128**2 / 2)]
+        await clock.elapse(0.04)
+        assert any(isinstance(event, Delta) for event in events)
+        assert prefilled(engine) == (0, 0.0)
+
+
+async def test_what_was_cached_of_a_prompt_was_not_computed() -> None:
+    clock = ManualClock(now=0.0)
+    async with started(CHUNKED, clock) as engine:
+        engine.submit(ask([1] * 96, max_tokens=1), ignore)
+        await clock.elapse(1.0)
+        events: list[Event] = []
+        engine.submit(ask([1] * 96 + [2] * 100, max_tokens=1), events.append)
+        await clock.elapse(0.1)
+        assert events == [Started(196, 96)]
+        assert prefilled(engine) == (64, (160**2 - 96**2) / 2)
+
+
+async def test_a_prompt_that_is_aborted_half_way_is_computed_no_further() -> None:
+    clock = ManualClock(now=0.0)
+    async with started(CHUNKED, clock) as engine:
+        engine.submit(ask([1] * 160, max_tokens=2), ignore)
+        await clock.elapse(0.1)
+        assert prefilled(engine)[0] == 64
+        engine.abort("r")
+        assert prefilled(engine) == (0, 0.0)
+
+
+async def test_the_second_of_several_inputs_does_not_wait_any_more_when_the_first_has_its_vector() -> None:
+    clock = ManualClock(now=0.0)
+    async with started(CHUNKED, clock) as engine:
+        events: list[Event] = []
+        engine.submit(embed([[1] * 60, [2] * 160]), events.append)
+        await clock.elapse(0.1)
+        assert isinstance(events[-1], Embedding)
+        assert prefilled(engine) == (0, 0.0)
+
+
+async def test_what_attention_costs_is_told_as_the_batch_measures_it() -> None:
+    async with started(OPTIONS, ManualClock()) as engine:
+        assert engine.load().attention_ratio == pytest.approx(PRIOR_ATTENTION_RATIO)
 
 
 async def test_an_engine_that_breaks_says_so_and_ends_every_request() -> None:

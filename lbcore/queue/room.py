@@ -1,0 +1,172 @@
+"""Those who wait for one model, in the order in which they are served."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush, heapreplace
+from math import inf
+from typing import Generic, TypeVar
+
+from lbcore.ewma import DecayingRate
+from lbcore.queue.fairness import ServiceCounters
+from lbcore.types import RouteFacts
+
+W = TypeVar("W")
+
+AGEING = 0.3
+"""Milliseconds of work that each millisecond of waiting makes up for: a prompt of ten seconds goes before one of a
+millisecond that came 33 seconds later."""
+
+BAND_AGE_S = 30.0
+"""After so long the first of a priority is served as one of the next higher priority, and so on."""
+
+
+class Waiting(Generic[W]):
+    """One request that waits. Equal to itself only."""
+
+    __slots__ = ("asker", "deadline", "facts", "key", "ready_at", "since", "tokens", "work_ms")
+
+    def __init__(
+        self, asker: W, facts: RouteFacts, since: float, deadline: float, work_ms: float, tokens: float, ready_at: float
+    ) -> None:
+        self.asker = asker
+        self.facts = facts
+        self.since = since
+        self.deadline = deadline
+        """When it is of no use any more; infinite for never."""
+        self.work_ms = work_ms
+        """Its prefill at its best worker, as of when it came."""
+        self.tokens = tokens
+        """Its uncached prompt tokens there."""
+        self.ready_at = ready_at
+        """Until then it lets others come first."""
+        # Least work first, aged. As all age alike, the order of two never changes.
+        self.key = work_ms + AGEING * 1000.0 * since
+
+
+class WaitingRoom(Generic[W]):
+    """Strict priorities with ageing; inside one, tenants in turn by service; of a tenant, least work first, aged."""
+
+    def __init__(self, counters: ServiceCounters) -> None:
+        self._counters = counters
+        # By priority, then by tenant; no list is empty.
+        self._bands: dict[int, dict[str, list[Waiting[W]]]] = {}
+        # Soonest first; those who have gone are still here until they come to the front.
+        self._deadlines: list[tuple[float, int, Waiting[W]]] = []
+        self._ready: list[tuple[float, int, Waiting[W]]] = []
+        self._present: set[Waiting[W]] = set()
+        self._serial = 0
+        self._prompt_bytes = 0
+        self._drained = DecayingRate(tau_s=10.0)
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    def __contains__(self, one: Waiting[W]) -> bool:
+        return one in self._present
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Bytes of the prompts that wait."""
+        return self._prompt_bytes
+
+    def of_tenant(self, tenant: str) -> int:
+        """How many of one tenant wait."""
+        return sum(len(tenants.get(tenant, ())) for tenants in self._bands.values())
+
+    def add(self, one: Waiting[W]) -> None:
+        """It waits from here on."""
+        tenants = self._bands.setdefault(one.facts.priority, {})
+        waiting = tenants.get(one.facts.tenant)
+        if waiting is None:
+            self._counters.lift(one.facts.tenant, tenants)
+            waiting = tenants[one.facts.tenant] = []
+        insort(waiting, one, key=_key)
+        self._present.add(one)
+        self._prompt_bytes += one.facts.prompt_bytes
+        self._serial += 1
+        if one.deadline < inf:
+            heappush(self._deadlines, (one.deadline, self._serial, one))
+        if one.ready_at > one.since:
+            heappush(self._ready, (one.ready_at, self._serial, one))
+
+    def remove(self, one: Waiting[W]) -> None:
+        """It does not wait any more; it must be here."""
+        self._present.remove(one)
+        tenants = self._bands[one.facts.priority]
+        waiting = tenants[one.facts.tenant]
+        index = bisect_left(waiting, one.key, key=_key)
+        while waiting[index] is not one:
+            index += 1
+        del waiting[index]
+        if not waiting:
+            del tenants[one.facts.tenant]
+            if not tenants:
+                del self._bands[one.facts.priority]
+        self._prompt_bytes -= one.facts.prompt_bytes
+
+    def dispatched(self, one: Waiting[W], now: float) -> None:
+        """It is on its way to a worker."""
+        self.remove(one)
+        self._drained.count(now)
+
+    def late(self, now: float) -> list[Waiting[W]]:
+        """Those whose deadline is over; they are removed."""
+        late: list[Waiting[W]] = []
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            one = heappop(self._deadlines)[2]
+            self.remove(one)
+            late.append(one)
+        return late
+
+    def next_deadline(self) -> float | None:
+        """When the first of them is late."""
+        while self._deadlines and self._deadlines[0][2] not in self._present:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def next_ready(self, now: float) -> float | None:
+        """When the first of those who let others come first has done so."""
+        while self._ready and (self._ready[0][0] <= now or self._ready[0][2] not in self._present):
+            heappop(self._ready)
+        return self._ready[0][0] if self._ready else None
+
+    def drain_per_s(self, now: float) -> float:
+        """How many leave for a worker in a second."""
+        return self._drained.read(now)
+
+    def in_order(self, now: float) -> Iterator[Waiting[W]]:
+        """All of them, the first to be served first. They may be removed on the way, nobody may be added."""
+        bands = self._bands
+        if len(bands) > 1:
+            # The oldest of a priority decides for all of it.
+            aged = {priority: priority + (now - _oldest(bands[priority])) // BAND_AGE_S for priority in bands}
+            for priority in sorted(aged, key=lambda one: (-aged[one], -one)):
+                yield from self._in_turns(bands[priority])
+        elif bands:
+            yield from self._in_turns(next(iter(bands.values())))
+
+    def _in_turns(self, tenants: dict[str, list[Waiting[W]]]) -> Iterator[Waiting[W]]:
+        if len(tenants) == 1:
+            yield from list(next(iter(tenants.values())))
+            return
+        # Each is charged as if it went, so that tenants take turns in the order too.
+        turns = [(self._counters.of(tenant), tenant, 0, list(waiting)) for tenant, waiting in tenants.items()]
+        heapify(turns)
+        while turns:
+            served, tenant, index, waiting = turns[0]
+            one = waiting[index]
+            yield one
+            if index + 1 < len(waiting):
+                heapreplace(turns, (served + one.tokens, tenant, index + 1, waiting))
+            else:
+                heappop(turns)
+
+
+def _oldest(tenants: dict[str, list[Waiting[W]]]) -> float:
+    return min(one.since for waiting in tenants.values() for one in waiting)
+
+
+def _key(one: Waiting[W]) -> float:
+    return one.key

@@ -1,0 +1,300 @@
+"""A workload against a fleet in virtual time: events from a heap, decisions from the router of production."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from math import ceil
+from random import Random
+from typing import Any
+
+from lbcore.policies.base import Policy
+from lbcore.pool import WorkerPool
+from lbcore.pool_events import Deregistered, Disconnected, Registered, Reported, Ticked
+from lbcore.queue.room import Waiting
+from lbcore.router import QueueLimits, Router
+from lbcore.simulator.worker import MODEL, EngineSpec, Flight, SimWorker
+from lbcore.simulator.workload import Conversation, Workload
+from lbcore.types import Epoch, LoadReport, Refused, Route, RouteFacts, Ticket, WorkerId
+from worker.engines.sim.batch import StepOutcome
+
+LEASE_TTL_S = 3.0
+_FOREVER_S = 1e12
+TICKET_TTL_S = 10.0
+ENDLESS = QueueLimits(max_requests=10**9, max_prompt_bytes=10**18, max_tenant_requests=10**9, max_wait_s=1e9)
+"""Nobody is refused: every policy has to serve the same requests."""
+
+BYTES_PER_TOKEN = 4
+"""What a prompt is taken to have: the pool learns it as it would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something happens to a worker."""
+
+    at_s: float
+    worker: int
+    kind: str
+    """`slow` (`factor` times from now on; 1 is as before), `die`, or `start` (cold)."""
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSpec:
+    """Who serves, and how the scheduler hears of it."""
+
+    workers: int = 8
+    engine: EngineSpec = EngineSpec()
+    speeds: Sequence[float] = ()
+    """Relative speed of each worker; all 1 when empty."""
+    report_interval_s: float = 0.1
+    """Between two reports of a worker; 0 reports with every step and every request."""
+    report_delay_s: float = 0.0
+    """From a report's making to its arrival."""
+    network_s: float = 0.0005
+    """One way, for requests and for answers."""
+    incidents: Sequence[Incident] = ()
+
+
+@dataclass(slots=True)
+class Played:
+    """What came of a replay."""
+
+    flights: list[Flight]
+    duration_s: float
+    workers: list[SimWorker]
+    dead: list[SimWorker] = field(default_factory=list)
+
+
+class Replay:
+    """One workload, one fleet, one policy; deterministic by seed."""
+
+    def __init__(
+        self, workload: Workload, fleet: FleetSpec, policy: Policy, seed: int = 1, limits: QueueLimits = ENDLESS
+    ) -> None:
+        self._workload = workload
+        self._fleet = fleet
+        self._rng = Random(seed)
+        self._pool = WorkerPool(lease_ttl_s=_FOREVER_S, ticket_ttl_s=TICKET_TTL_S)
+        self._router: Router[Flight] = Router(self._pool, policy, Random(seed + 1), limits)
+        self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self._order = count()
+        self._now = 0.0
+        self._workers: list[SimWorker | None] = []
+        self._by_name: dict[str, SimWorker] = {}
+        self._dead: list[SimWorker] = []
+        self._flights: list[Flight] = []
+        self._talks: dict[int, tuple[Conversation, int]] = {}
+        self._next_conversation = 0
+        self._open = 0
+        """Conversations that are not over."""
+        self._wake_at = float("inf")
+
+    def run(self) -> Played:
+        """Until every call has its answer."""
+        fleet, workload = self._fleet, self._workload
+        for index in range(fleet.workers):
+            self._workers.append(None)
+            self._start_worker(index)
+        for incident in fleet.incidents:
+            self._at(incident.at_s, self._happen, incident)
+        self._open = len(workload.conversations)
+        if workload.users:
+            for _ in range(min(workload.users, len(workload.conversations))):
+                self._take_up(None)
+        else:
+            for conversation in workload.conversations:
+                self._at(conversation.at_s + conversation.calls[0].think_s, self._ask_next, (conversation, 0))
+        self._at(1.0, self._tick, None)
+        events = self._events
+        while self._goes_on():
+            self._now, _, happen, what = heappop(events)
+            happen(what)
+        self._flights = [flight for flight in self._flights if flight.refused or flight.finished_at >= 0]
+        alive = [worker for worker in self._workers if worker is not None]
+        return Played(self._flights, self._now, alive, self._dead)
+
+    def _goes_on(self) -> bool:
+        """A closed loop ends when half of its users have nothing left to do: then it is none any more."""
+        if self._next_conversation < len(self._workload.conversations):
+            return self._open > 0
+        return self._open > min(self._workload.users, len(self._workload.conversations)) // 2
+
+    def _at(self, when: float, happen: Callable[[Any], None], what: Any) -> None:
+        heappush(self._events, (when, next(self._order), happen, what))
+
+    # -- clients
+
+    def _take_up(self, _: None) -> None:
+        """A user of a closed loop begins the next conversation."""
+        if self._next_conversation >= len(self._workload.conversations):
+            return
+        conversation = self._workload.conversations[self._next_conversation]
+        self._next_conversation += 1
+        self._at(self._now + conversation.calls[0].think_s, self._ask_next, (conversation, 0))
+
+    def _ask_next(self, what: tuple[Conversation, int]) -> None:
+        conversation, index = what
+        flight = Flight(len(self._flights), conversation.calls[index], self._now)
+        self._flights.append(flight)
+        self._talks[flight.number] = what
+        self._ask(flight)
+
+    def _ask(self, flight: Flight) -> None:
+        call, block_tokens = flight.call, self._workload.block_tokens
+        prompt_tokens = call.input_tokens + flight.produced
+        facts = RouteFacts(
+            str(flight.number),
+            MODEL,
+            prompt_tokens * BYTES_PER_TOKEN,
+            tuple(call.blocks[: prompt_tokens // block_tokens]),
+            block_tokens * BYTES_PER_TOKEN,
+            priority=call.priority,
+            tenant=call.tenant,
+            session_id=self._talks[flight.number][0].name,
+            tried=flight.tried,
+        )
+        outcome = self._router.ask(flight, facts, self._now)
+        if not isinstance(outcome, Waiting):
+            self._answer(flight, outcome)
+        self._set_alarm()
+
+    def _answer(self, flight: Flight, outcome: Route | Refused) -> None:
+        if isinstance(outcome, Refused):
+            flight.refused = outcome.reason.value
+            self._over(flight)
+            return
+        flight.ticket = outcome.ticket
+        flight.worker = outcome.target.worker_id
+        self._at(self._now + self._fleet.network_s, self._arrive, flight)
+
+    def _over(self, flight: Flight) -> None:
+        """The conversation goes on behind this call."""
+        conversation, index = self._talks.pop(flight.number)
+        if index + 1 < len(conversation.calls):
+            self._at(self._now + conversation.calls[index + 1].think_s, self._ask_next, (conversation, index + 1))
+            return
+        self._open -= 1
+        if self._workload.users:
+            self._take_up(None)
+
+    # -- workers
+
+    def _start_worker(self, index: int) -> None:
+        engine = self._fleet.engine
+        speeds = self._fleet.speeds
+        epoch = next(self._order) + 1
+        worker = SimWorker(f"w{index:03}", engine, self._workload.block_tokens, epoch)
+        if speeds:
+            worker.batch.step_time = engine.step_time.slowed(1 / speeds[index])
+        self._workers[index] = worker
+        self._by_name[worker.name] = worker
+        self._router.handle(Registered(worker.spec, epoch), self._now)
+        # Each at its own phase, as processes that started at different times are.
+        worker.reports = True
+        self._at(self._now + self._rng.random() * self._fleet.report_interval_s, self._report, worker)
+
+    def _arrive(self, flight: Flight) -> None:
+        worker = self._by_name.get(flight.worker)
+        if worker is None:
+            self._failed(flight)
+            return
+        worker.receive(flight)
+        if not worker.is_stepping:
+            self._step(worker)
+        if not worker.reports:
+            worker.reports = True
+            pause_s = self._fleet.report_interval_s or 0.25
+            self._at(
+                worker.reported_at + pause_s * ceil((self._now - worker.reported_at) / pause_s), self._report, worker
+            )
+        if not self._fleet.report_interval_s:
+            self._send_report(worker)
+
+    def _step(self, worker: SimWorker) -> None:
+        outcome = worker.step(self._now)
+        if outcome is not None:
+            self._at(self._now + outcome.duration_ms / 1000, self._end_step, (worker, outcome))
+
+    def _end_step(self, what: tuple[SimWorker, StepOutcome[Ticket]]) -> None:
+        worker, outcome = what
+        if self._by_name.get(worker.name) is not worker:
+            return
+        complete = worker.end_step(outcome, self._now)
+        self._step(worker)
+        if not self._fleet.report_interval_s:
+            self._send_report(worker)
+        for flight in complete:
+            self._over(flight)
+
+    def _report(self, worker: SimWorker) -> None:
+        if self._by_name.get(worker.name) is not worker:
+            return
+        self._send_report(worker)
+        # What does not change is not told again, and so does not cost the simulation anything.
+        worker.reports = worker.is_stepping
+        if worker.reports:
+            self._at(self._now + (self._fleet.report_interval_s or 0.25), self._report, worker)
+
+    def _send_report(self, worker: SimWorker) -> None:
+        worker.reported_at = self._now
+        report = worker.report(self._now)
+        if self._fleet.report_delay_s:
+            self._at(self._now + self._fleet.report_delay_s, self._hear, (worker, report))
+        else:
+            self._hear((worker, report))
+
+    def _hear(self, what: tuple[SimWorker, LoadReport]) -> None:
+        worker, report = what
+        self._router.handle(Reported(WorkerId(worker.name), Epoch(worker.epoch), report), self._now)
+        self._serve()
+
+    def _tick(self, _: None) -> None:
+        self._router.handle(Ticked(), self._now)
+        self._serve()
+        self._at(self._now + 1.0, self._tick, None)
+
+    def _serve(self) -> None:
+        for flight, outcome in self._router.serve(self._now):
+            self._answer(flight, outcome)
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Looks again when the router wants to."""
+        wake_at = self._router.next_wake(self._now)
+        if wake_at is not None and (wake_at < self._wake_at or self._wake_at <= self._now):
+            self._wake_at = max(wake_at, self._now + 0.001)
+            self._at(self._wake_at, self._wake, self._wake_at)
+
+    def _wake(self, at: float) -> None:
+        if at == self._wake_at:
+            self._wake_at = float("inf")
+            self._serve()
+
+    # -- incidents
+
+    def _happen(self, incident: Incident) -> None:
+        worker = self._workers[incident.worker]
+        if incident.kind == "slow" and worker is not None:
+            worker.batch.step_time = self._fleet.engine.step_time.slowed(incident.factor)
+        elif incident.kind == "die" and worker is not None:
+            self._workers[incident.worker] = None
+            del self._by_name[worker.name]
+            self._dead.append(worker)
+            self._router.handle(Disconnected(WorkerId(worker.name), Epoch(worker.epoch), worker.epoch), self._now)
+            self._at(self._now + LEASE_TTL_S, self._forget, worker)
+            for flight in list(worker.flights.values()):
+                self._failed(flight)
+        elif incident.kind == "start" and worker is None:
+            self._start_worker(incident.worker)
+
+    def _forget(self, worker: SimWorker) -> None:
+        """Its lease is over; one that has started anew under its name is another."""
+        self._router.handle(Deregistered(WorkerId(worker.name), Epoch(worker.epoch)), self._now)
+
+    def _failed(self, flight: Flight) -> None:
+        """The attempt broke: the client's gateway asks for another worker, and goes on from what it has."""
+        flight.tried = flight.tried | {WorkerId(flight.worker)}
+        self._at(self._now + self._fleet.network_s, self._ask, flight)
