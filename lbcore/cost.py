@@ -126,25 +126,30 @@ def first_token_ms(request: PickRequest, endpoint: Endpoint, now: float) -> floa
 
 def delays_ms(request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot) -> list[float]:
     """What `request` costs at each candidate, in milliseconds."""
-    now = snapshot.taken_at
-    prompt_tokens = float(request.prompt_tokens)
+    now_ms = snapshot.taken_at * 1000
+    tokens = float(request.prompt_tokens)
+    square = tokens * tokens * 0.5
+    waiting = snapshot.waiting_requests / max(1, len(snapshot.endpoints))
+    behind = QUEUE_WEIGHT * min(waiting, QUEUE_LIMIT)
     hit_tokens, held_ms = request.hit_tokens, request.held_ms
-    queue = snapshot.waiting_requests / max(1, len(snapshot.endpoints))
-    behind = QUEUE_WEIGHT * min(queue, QUEUE_LIMIT)
-    square = prompt_tokens * prompt_tokens * 0.5
+    terms = [candidate.terms for candidate in candidates]
+    if not hit_tokens and not held_ms:
+        return [
+            fixed_ms
+            + token_ms * (tokens + attention * square) * (interference + behind)
+            + (free_ms - now_ms if free_ms > now_ms else 0.0)
+            + ((tokens - kv_room) * kv_ms if tokens > kv_room else 0.0)
+            for _, token_ms, attention, free_ms, interference, fixed_ms, kv_room, kv_ms in terms
+        ]
     costs = []
-    for candidate in candidates:
-        cached = hit_tokens.get(candidate.spec.worker_id, 0.0) if hit_tokens else 0.0
-        pairs = square - cached * cached * 0.5
-        own = candidate.token_ms * (prompt_tokens - cached + candidate.attention_ratio * pairs)
-        cost = candidate.fixed_ms + own * (candidate.interference + behind)
-        ahead = candidate.free_at - now
-        if ahead > 0.0:
-            cost += ahead * 1000.0
-        if held_ms:
-            cost += held_ms.get(candidate.spec.worker_id, 0.0)
-        short = prompt_tokens - cached - candidate.kv_room_tokens
-        if short > 0.0:
-            cost += short * candidate.kv_ms_per_token
+    for worker_id, token_ms, attention, free_ms, interference, fixed_ms, kv_room, kv_ms in terms:
+        cached = hit_tokens.get(worker_id, 0.0)
+        new = tokens - cached
+        own = token_ms * (new + attention * (square - cached * cached * 0.5))
+        cost = fixed_ms + own * (interference + behind) + held_ms.get(worker_id, 0.0)
+        if free_ms > now_ms:
+            cost += free_ms - now_ms
+        if new > kv_room:
+            cost += (new - kv_room) * kv_ms
         costs.append(cost)
     return costs

@@ -198,13 +198,26 @@ class Endpoint:
     room: int = field(init=False)
     """How many more requests the worker would take now, to run or to wait; negative when it is over its capacity.
 
-    Stored rather than computed when asked, because a pick may read it of every endpoint.
+    Stored rather than computed when asked, because a pick may read it of every endpoint; so are `terms`.
     """
+    terms: tuple[WorkerId, float, float, float, float, float, float, float] = field(init=False)
+    """What the default cost reads of an endpoint, in one piece: id, `token_ms`, `attention_ratio`, `free_at` in
+    milliseconds, `interference`, `fixed_ms`, `kv_room_tokens`, `kv_ms_per_token`."""
 
     def __post_init__(self) -> None:
         capacity, load = self.spec.capacity, self.load
         requests = load.queued_requests + load.running_requests + self.credit_requests
         self.room = capacity.max_sequences + capacity.max_queued_requests - requests
+        self.terms = (
+            self.spec.worker_id,
+            self.token_ms,
+            self.attention_ratio,
+            self.free_at * 1000,
+            self.interference,
+            self.fixed_ms,
+            self.kv_room_tokens,
+            self.kv_ms_per_token,
+        )
 
     @property
     def worker_id(self) -> WorkerId:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from lbcore.policies.presets import DEFAULT_POLICY
 from lbcore.policies.registry import build_policy
@@ -20,7 +19,8 @@ WARM_UP_SHARE = 0.05
 MakeWorkload = Callable[[], Workload]
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Case:
     """One replay to be made."""
 
     workload: str
