@@ -25,25 +25,25 @@ class Account:
     """What one worker epoch has been sent and has not acknowledged. Only the ledger changes it."""
 
     worker_id: WorkerId
-    tickets: set[Ticket] = field(default_factory=set)
-    """Those of its open bookings."""
+    open: dict[Ticket, Booking] = field(default_factory=dict)
+    """Its open bookings, in the order in which they were made."""
     tokens: int = 0
     """Expected uncached prompt tokens over its open bookings."""
-    prefill_ms: float = 0.0
-    """Expected milliseconds of prefill over its open bookings."""
     lessons: OrderedDict[Ticket, Booking] = field(default_factory=OrderedDict)
     """Accepted bookings whose end still teaches something, oldest first; they are no credit."""
 
     @property
     def requests(self) -> int:
         """How many open bookings there are."""
-        return len(self.tickets)
+        return len(self.open)
 
 
 class Booking(NamedTuple):
     """One dispatch."""
 
     account: Account
+    at: float
+    """When it was dispatched."""
     expires_at: float
     tokens: int
     """Expected uncached prompt tokens."""
@@ -67,9 +67,8 @@ class Ledger:
         """Give credit; a ticket that is open already changes nothing."""
         if ticket not in self._open:
             self._open[ticket] = booking
-            booking.account.tickets.add(ticket)
+            booking.account.open[ticket] = booking
             booking.account.tokens += booking.tokens
-            booking.account.prefill_ms += booking.prefill_ms
 
     def accept(self, ticket: Ticket, account: Account) -> Booking | None:
         """Take back the credit of a ticket that is open for `account`."""
@@ -100,7 +99,7 @@ class Ledger:
 
     def close(self, account: Account) -> None:
         """Take back all credit of an account."""
-        self.release(list(account.tickets))
+        self.release(list(account.open))
 
     def next_expiry(self) -> float | None:
         """When the first open booking expires."""
@@ -112,8 +111,6 @@ class Ledger:
     def _close(self, ticket: Ticket) -> Booking:
         booking = self._open.pop(ticket)
         account = booking.account
-        account.tickets.remove(ticket)
+        del account.open[ticket]
         account.tokens -= booking.tokens
-        # Sums of fractions do not come back to nothing by themselves.
-        account.prefill_ms = account.prefill_ms - booking.prefill_ms if account.tickets else 0.0
         return booking

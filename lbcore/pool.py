@@ -213,7 +213,9 @@ class WorkerPool:
         expires_at = now + self._ticket_ttl_s
         self._ledger.book(
             ticket,
-            Booking(worker.account, expires_at, uncached_tokens, work_ms, facts.model, facts.prompt_bytes, held_ratio),
+            Booking(
+                worker.account, now, expires_at, uncached_tokens, work_ms, facts.model, facts.prompt_bytes, held_ratio
+            ),
         )
         worker.given(work_ms, now)
         worker.describe(now)
@@ -272,6 +274,8 @@ class WorkerPool:
             booking = self._ledger.finish(update.ticket, worker.account)
         if booking is None:
             return
+        if update.phase is TicketPhase.ACCEPTED:
+            worker.heard_after(now - booking.at)
         served = self._models.get(booking.model)
         if update.prompt_tokens and booking.prompt_bytes and served is not None:
             served.learn_length(update.prompt_tokens, booking.prompt_bytes, now)

@@ -37,6 +37,9 @@ PRIOR_TOKENS_PER_BYTE = 0.25
 MAX_CAPACITY_UNITS = 32_768
 """Most units of 256 bytes of prompt believed of one worker, however large its KV cache: 8 MiB, 2 million tokens."""
 
+AGE_SAMPLES = 16
+"""Acknowledgements of which the soonest counts as the age of reports."""
+
 LATENCY_ANSWERS = 15
 """Answers over which the latency of a worker is averaged, as LMDeploy's proxy does."""
 
@@ -87,6 +90,8 @@ class WorkerRecord:
     attention_ratio: float = DEFAULT_ATTENTION_RATIO
     free_at: float = 0.0
     """When the prefill that is here and on the way will be done."""
+    ages: deque[float] = field(default_factory=lambda: deque(maxlen=AGE_SAMPLES))
+    """Seconds from some of the last dispatches to their acknowledgements."""
     recent_ms: float = 0.0
     """Prefill given to it lately, as of `recent_at`."""
     recent_at: float = 0.0
@@ -112,8 +117,17 @@ class WorkerRecord:
         """What it says of itself, once credit is settled and speed measured."""
         self.load = load
         self.reported_at = now
-        queued_ms = queue_ms(load, self.token_ms, self.attention_ratio)
-        self.free_at = now + (queued_ms + self.account.prefill_ms) / 1000
+        made_at = now - min(self.ages, default=0.0)
+        free_at = made_at + queue_ms(load, self.token_ms, self.attention_ratio) / 1000
+        for booking in self.account.open.values():
+            # What it does not know of yet came behind what it knows, and when it came the worker may have been idle.
+            free_at = max(free_at, booking.at) + booking.prefill_ms / 1000
+        self.free_at = free_at
+
+    def heard_after(self, seconds: float) -> None:
+        """A dispatch was acknowledged so long after it was made. The soonest of the last ones tells how old a report is
+        when it comes: no clock of the worker's need agree with this one."""
+        self.ages.append(seconds)
 
     def given(self, prefill_ms: float, now: float) -> None:
         """So much prefill is on its way here."""

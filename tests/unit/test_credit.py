@@ -11,14 +11,14 @@ def account(name: str = "w0") -> Account:
 
 
 def booking(owner: Account, tokens: int = 100, expires_at: float = 10.0) -> Booking:
-    return Booking(owner, expires_at, tokens, tokens / 10, "model", prompt_bytes=400, held_ratio=0.0)
+    return Booking(owner, 0.0, expires_at, tokens, tokens / 10, "model", prompt_bytes=400, held_ratio=0.0)
 
 
 def test_an_account_is_the_sum_of_its_open_bookings() -> None:
     ledger, owner = Ledger(), account()
     ledger.book(Ticket(1), booking(owner, 100))
     ledger.book(Ticket(2), booking(owner, 50))
-    assert (owner.requests, owner.tokens, owner.prefill_ms, len(ledger)) == (2, 150, 15.0, 2)
+    assert (owner.requests, owner.tokens, len(ledger)) == (2, 150, 2)
 
 
 def test_a_ticket_is_booked_once() -> None:
@@ -35,7 +35,7 @@ def test_credit_goes_back_once_whoever_asks_again() -> None:
     assert ledger.accept(Ticket(1), owner) is None
     assert ledger.finish(Ticket(1), owner) is None
     assert ledger.release([Ticket(1)]) == []
-    assert (owner.requests, owner.tokens, owner.prefill_ms) == (0, 0, 0.0)
+    assert (owner.requests, owner.tokens) == (0, 0)
 
 
 def test_only_its_own_account_can_acknowledge_a_ticket() -> None:

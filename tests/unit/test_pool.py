@@ -35,6 +35,7 @@ from lbcore.types import (
     EndpointState,
     Epoch,
     LoadReport,
+    PickRequest,
     Role,
     RouteFacts,
     Ticket,
@@ -446,3 +447,63 @@ def test_latency_is_the_mean_of_the_last_whole_answers() -> None:
     # The third produced nothing: it was refused, or given up.
     assert pool.endpoint().latency_ms == 200.0
     assert pool.endpoint().latency_requests == 0.5
+
+
+def dispatched(pool: WorkerPool, number: int, prompt_tokens: int, now: float) -> None:
+    facts = RouteFacts("r", MODEL, prompt_tokens * 4)
+    request = PickRequest(MODEL, prompt_tokens)
+    pool.handle(Dispatched(Ticket(number), WorkerId("w0"), request, facts), now)
+
+
+class TestPrefillInFront:
+    """When a worker will be done with the prompts it has, at a tenth of a millisecond a token."""
+
+    def make(self) -> WorkerPool:
+        pool = WorkerPool(lease_ttl_s=1e6, ticket_ttl_s=1e6)
+        pool.handle(Registered(spec(), 1), 0.0)
+        return pool
+
+    def report(self, pool: WorkerPool, sequence: int, now: float, queued: int = 0, *accepted: int) -> None:
+        updates = tuple(TicketUpdate(Ticket(number), TicketPhase.ACCEPTED, 10) for number in accepted)
+        load = LoadReport(sequence=sequence, queued_prompt_tokens=queued, ticket_updates=updates)
+        pool.handle(Reported(WorkerId("w0"), Epoch(1), load), now)
+
+    def wait_ms(self, pool: WorkerPool, now: float) -> float:
+        return pool.endpoints()[0].wait_ms(now)
+
+    def test_dispatches_add_up_and_are_worked_off(self) -> None:
+        pool = self.make()
+        dispatched(pool, 1, 1000, 0.0)
+        dispatched(pool, 2, 1000, 0.0)
+        assert self.wait_ms(pool, 0.0) == pytest.approx(200, rel=0.02)
+        assert self.wait_ms(pool, 0.15) == pytest.approx(50, rel=0.1)
+        dispatched(pool, 3, 1000, 1.0)
+        assert self.wait_ms(pool, 1.0) == pytest.approx(100, rel=0.02)
+
+    def test_a_report_says_how_much_is_left(self) -> None:
+        pool = self.make()
+        dispatched(pool, 1, 1000, 0.0)
+        self.report(pool, 1, 0.0, 4000, 1)
+        assert self.wait_ms(pool, 0.0) == pytest.approx(400)
+
+    def test_what_a_report_does_not_know_of_came_when_it_was_sent(self) -> None:
+        pool = self.make()
+        dispatched(pool, 1, 1000, 5.0)
+        self.report(pool, 1, 5.0)
+        assert self.wait_ms(pool, 5.0) == pytest.approx(100, rel=0.02)
+
+    def test_a_dispatch_that_is_taken_back_is_not_waited_for(self) -> None:
+        pool = self.make()
+        dispatched(pool, 1, 1000, 0.0)
+        dispatched(pool, 2, 2000, 0.0)
+        pool.handle(Released((Ticket(2),)), 0.0)
+        assert self.wait_ms(pool, 0.0) == pytest.approx(100, rel=0.02)
+
+    def test_a_report_that_is_late_is_read_as_of_when_it_was_made(self) -> None:
+        pool = self.make()
+        dispatched(pool, 1, 10_000, 0.0)
+        # A second from dispatch to word of it: so old are this worker's reports.
+        self.report(pool, 1, 1.0, 10_000, 1)
+        assert self.wait_ms(pool, 1.0) == pytest.approx(0.0, abs=1e-6)
+        self.report(pool, 2, 1.5, 20_000)
+        assert self.wait_ms(pool, 1.5) == pytest.approx(1000)
