@@ -11,6 +11,7 @@ import pytest
 from lbcore.cost import (
     BALANCE_WEIGHT,
     CROWDING_WEIGHT,
+    DECODING_WEIGHT,
     DEFAULT_ATTENTION_RATIO,
     DEFAULT_STEP_MS,
     EXPECTED_OUTPUT_TOKENS,
@@ -87,6 +88,7 @@ class PlainWorker:
         step_ms = load.step_time_ms or DEFAULT_STEP_MS
         fixed_ms = load.step_time_ms * (1.5 if requests else 1.0) + BALANCE_WEIGHT * self.given_ms
         fixed_ms += CROWDING_WEIGHT * EXPECTED_OUTPUT_TOKENS * STEP_SLOPE * step_ms * requests
+        fixed_ms += DECODING_WEIGHT * EXPECTED_OUTPUT_TOKENS * load.step_time_ms
         if requests >= sequences:
             fixed_ms += (requests - sequences + 1) * EXPECTED_OUTPUT_TOKENS * step_ms / sequences
         slowdown = 1.0 + INTERFERENCE_PER_REQUEST * min(requests, INTERFERENCE_REQUEST_LIMIT)

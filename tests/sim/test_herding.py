@@ -72,22 +72,22 @@ def test_unequal_requests_spread_evenly_in_tokens() -> None:
 
 
 def test_workers_that_decode_at_different_speeds_share_requests_in_proportion() -> None:
-    # Short prompts with no work in front cost c·t·(d + 1.5) and little else, so d settles where c·t·d is equal: a
-    # worker whose steps take four times as long holds a quarter of the requests, give or take one.
+    # Prompts of no length cost t·(1.5 + L·(γ + β·δ·d)). With steps of 5 and 20 ms that is equal when the fast worker has
+    # 159 more than four times the requests of the slow one.
     pool, policy, rng = WorkerPool(lease_ttl_s=1e6, ticket_ttl_s=1e6), build_policy("cost"), Random(1)
     for name, step_ms in (("fast", 5.0), ("slow", 20.0)):
         pool.handle(Registered(spec(name, capacity=Capacity(max_sequences=PICKS)), 1), 0.0)
         report = LoadReport(sequence=1, step_time_ms=step_ms, prefill_tokens_per_s=20_000)
         pool.handle(Reported(WorkerId(name), Epoch(1), report), 0.0)
-    for number in range(100):
-        facts = RouteFacts("r", MODEL, prompt_bytes=40)
+    for number in range(600):
+        facts = RouteFacts("r", MODEL, prompt_bytes=0)
         request = pool.pick_request(facts)
         decision = pick(request, pool.snapshot(MODEL, 0.0), policy, rng)
         assert isinstance(decision, Routed)
         pool.handle(Dispatched(Ticket(number), decision.endpoint.worker_id, request, facts), 0.0)
     fast, slow = (endpoint.credit_requests for endpoint in pool.endpoints())
-    assert fast == pytest.approx(80, abs=4)
-    assert slow == 100 - fast
+    assert fast + slow == 600
+    assert fast == pytest.approx(4 * slow + 159, abs=6)
 
 
 def test_without_credit_the_same_picks_pile_up() -> None:

@@ -83,6 +83,12 @@ def test_each_request_that_decodes_makes_a_further_one_dearer() -> None:
     assert second - first == pytest.approx(apart)
 
 
+def test_slower_steps_cost_the_request_too() -> None:
+    fast, slow = (endpoint(load=LoadReport(step_time_ms=step_ms)) for step_ms in (10, 20))
+    first, second = costs(PickRequest(MODEL), fast, slow)
+    assert second - first == pytest.approx(10 * (1 + cost.DECODING_WEIGHT * cost.EXPECTED_OUTPUT_TOKENS))
+
+
 def test_a_hit_is_worth_more_where_requests_wait() -> None:
     request = PickRequest(MODEL, 1000, {WorkerId("w0"): 1000.0})
     fleet = endpoint("w0"), endpoint("w1")
