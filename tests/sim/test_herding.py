@@ -72,8 +72,8 @@ def test_unequal_requests_spread_evenly_in_tokens() -> None:
 
 
 def test_workers_that_decode_at_different_speeds_share_requests_in_proportion() -> None:
-    # Prompts of no length cost t·(1.5 + L·(γ + β·δ·d)). With steps of 5 and 20 ms that is equal when the fast worker has
-    # 159 more than four times the requests of the slow one.
+    # Prompts of no length cost t·(1.5 + L·(γ + β·δ·d)). With steps of 5 and 20 ms that is equal when the fast worker
+    # has 159 more than four times the requests of the slow one.
     pool, policy, rng = WorkerPool(lease_ttl_s=1e6, ticket_ttl_s=1e6), build_policy("cost"), Random(1)
     for name, step_ms in (("fast", 5.0), ("slow", 20.0)):
         pool.handle(Registered(spec(name, capacity=Capacity(max_sequences=PICKS)), 1), 0.0)
