@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import takewhile
-from math import inf
 from statistics import median
 
 from lbcore.cost import DEFAULT_ATTENTION_RATIO, DEFAULT_PREFILL_MS_PER_TOKEN, prefill_ms
@@ -50,6 +49,9 @@ from lbcore.types import (
     TicketUpdate,
     WorkerId,
 )
+
+SLOWEST_TOKENS_PER_S, FASTEST_TOKENS_PER_S = 0.1, 1e9
+"""Prefill speeds outside of these are no measurements: they would make costs without bound, or none at all."""
 
 
 class WorkerPool:
@@ -294,7 +296,7 @@ class WorkerPool:
         ratio = report.attention_ratio
         worker.attention_ratio = ratio if 0.0 < ratio < 1.0 else DEFAULT_ATTENTION_RATIO
         rate = report.prefill_tokens_per_s
-        if 0.0 < rate < inf:
+        if SLOWEST_TOKENS_PER_S < rate < FASTEST_TOKENS_PER_S:
             worker.token_ms = self._measured[worker.spec.worker_id] = 1000.0 / rate
             return
         peers = {

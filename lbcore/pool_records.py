@@ -138,6 +138,8 @@ class WorkerRecord:
     def taken_back(self, prefill_ms: float, now: float) -> None:
         """It will not come after all."""
         self.free_at = max(now, self.free_at - prefill_ms / 1000)
+        self.recent_ms = max(0.0, self._recent(now) - prefill_ms)
+        self.recent_at = now
 
     def _latency(self) -> tuple[float, float]:
         """Mean milliseconds of the last answers, and mean requests in flight."""

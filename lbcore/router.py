@@ -20,9 +20,10 @@ from lbcore.pool import WorkerPool
 from lbcore.pool_events import Dispatched, PoolEffect, PoolEvent
 from lbcore.queue.binding import free_for, has_room, patience_s
 from lbcore.queue.fairness import ServiceCounters
-from lbcore.queue.room import Waiting, WaitingRoom
+from lbcore.queue.room import AGEING, Waiting, WaitingRoom
 from lbcore.types import (
     Endpoint,
+    EndpointState,
     PickRequest,
     RefusalReason,
     Refused,
@@ -36,6 +37,8 @@ from lbcore.types import (
 )
 
 W = TypeVar("W")
+
+_PICKED = (EndpointState.READY, EndpointState.SILENT)
 
 LOOKS = 32
 """Of those who wait, so many are looked at whenever a worker has room: each look is a pick."""
@@ -72,6 +75,7 @@ class Router(Generic[W]):
         self._policy = policy
         self._rng = rng
         self._limits = limits
+        self._binds_late = limits.late_binding and policy.binds_late
         self._tickets = count(first_ticket)
         self._rooms: dict[str, WaitingRoom[W]] = {}
         self._counters = ServiceCounters()
@@ -83,23 +87,25 @@ class Router(Generic[W]):
         snapshot = self._snapshot(facts.model, room, now)
         decision = pick(request, snapshot, self._policy, self._rng)
         if isinstance(decision, Routed):
-            if not self._limits.late_binding:
+            if not self._binds_late:
                 return self._dispatch(decision, request, facts, now)
             endpoint = decision.endpoint
             work_ms = own_ms(request, endpoint)
             ready_at = now + patience_s(work_ms)
-            if ready_at <= now and has_room(endpoint, work_ms, now):
+            fits = has_room(endpoint, work_ms, now)
+            if fits and ready_at <= now and self._goes_first(room, facts, work_ms, now):
                 return self._dispatch(decision, request, facts, now)
             tokens = request.prompt_tokens - request.hit_tokens.get(endpoint.spec.worker_id, 0.0)
         elif decision.reason is RefusalReason.SATURATED:
-            tokens, work_ms, ready_at = float(request.prompt_tokens), 0.0, now
+            tokens, work_ms, ready_at, fits = float(request.prompt_tokens), 0.0, now, False
         else:
             return decision
         if room is None:
             room = self._rooms[facts.model] = WaitingRoom(self._counters)
         refused = self._over_limit(room, facts, now)
         if refused is not None:
-            return refused
+            # Who may not wait need not, where there is room.
+            return self._dispatch(decision, request, facts, now) if fits and isinstance(decision, Routed) else refused
         waiting = Waiting(asker, facts, now, deadline, work_ms, max(0.0, tokens), ready_at)
         room.add(waiting)
         return waiting
@@ -127,7 +133,7 @@ class Router(Generic[W]):
         """When `serve` next has something to do without an event; None while nothing is to be expected."""
         wakes: list[float] = []
         for model, room in self._rooms.items():
-            first = next(room.in_order(now), None)
+            first = room.first(now)
             if first is None:
                 continue
             wakes += [at for at in (room.next_deadline(), room.next_ready(now)) if at is not None]
@@ -150,9 +156,8 @@ class Router(Generic[W]):
         spec = decision.endpoint.spec
         ticket = Ticket(next(self._tickets))
         self._pool.handle(Dispatched(ticket, spec.worker_id, request, facts), now)
-        if facts.tenant:
-            uncached = request.prompt_tokens - request.hit_tokens.get(spec.worker_id, 0.0)
-            self._counters.charge(facts.tenant, max(0.0, uncached))
+        uncached = request.prompt_tokens - request.hit_tokens.get(spec.worker_id, 0.0)
+        self._counters.charge(facts.tenant, max(0.0, uncached))
         return Route(spec.target, ticket, _targets(decision.fallbacks), decision.predicted_ttft_ms)
 
     def _serve(self, model: str, room: WaitingRoom[W], now: float, served: list[tuple[W, Route | Refused]]) -> None:
@@ -163,7 +168,7 @@ class Router(Generic[W]):
             if waiting.ready_at > now:
                 continue
             snapshot = self._snapshot(model, room, now)
-            if snapshot.endpoints and not any(
+            if any(one.state in _PICKED for one in snapshot.endpoints) and not any(
                 one.room > 0 and self._fits(one, 0.0, now, 0.0) for one in snapshot.endpoints
             ):
                 return
@@ -185,13 +190,24 @@ class Router(Generic[W]):
                 held_ms[worker_id] = ahead_ms + work_ms
 
     def _fits(self, endpoint: Endpoint, work_ms: float, now: float, ahead_ms: float) -> bool:
-        return not self._limits.late_binding or has_room(endpoint, work_ms, now, ahead_ms)
+        return not self._binds_late or has_room(endpoint, work_ms, now, ahead_ms)
+
+    def _goes_first(self, room: WaitingRoom[W] | None, facts: RouteFacts, work_ms: float, now: float) -> bool:
+        """Whether a newcomer would be served before all who wait."""
+        first = room.first(now) if room is not None else None
+        if first is None or facts.priority > first.facts.priority:
+            return True
+        if facts.priority < first.facts.priority:
+            return False
+        if facts.tenant != first.facts.tenant:
+            return self._counters.of(facts.tenant) < self._counters.of(first.facts.tenant)
+        return work_ms + AGEING * 1000.0 * now < first.key
 
     def _over_limit(self, room: WaitingRoom[W], facts: RouteFacts, now: float) -> Refused | None:
         limits = self._limits
-        drain_per_s = room.drain_per_s(now)
-        expected_s = len(room) / drain_per_s if drain_per_s else 0.0
-        if facts.tenant and room.of_tenant(facts.tenant) >= limits.max_tenant_requests:
+        expected_s = self._expected_s(room, facts.model, now)
+        counts = facts.tenant or room.has_several_tenants
+        if counts and room.of_tenant(facts.tenant) >= limits.max_tenant_requests:
             return Refused(RefusalReason.TENANT_LIMIT, expected_s)
         if (
             len(room) >= limits.max_requests
@@ -200,6 +216,18 @@ class Router(Generic[W]):
         ):
             return Refused(RefusalReason.QUEUE_FULL, expected_s)
         return None
+
+    def _expected_s(self, room: WaitingRoom[W], model: str, now: float) -> float:
+        """How long it takes until all who wait are on their way: by how fast they leave, as far as that is known, or
+        else by the prefill that they and the workers have in front of them."""
+        if not len(room):
+            return 0.0
+        drain_per_s = room.drain_per_s(now)
+        if drain_per_s:
+            return len(room) / drain_per_s
+        endpoints = self._pool.snapshot(model, now).endpoints
+        queued_ms = room.work_ms + sum(one.wait_ms(now) for one in endpoints)
+        return queued_ms / 1000 / max(1, len(endpoints))
 
 
 def _targets(endpoints: Iterable[Endpoint]) -> tuple[Target, ...]:

@@ -105,3 +105,6 @@ class Policy:
     filters: tuple[Filter, ...]
     cost: Cost
     picker: Picker
+    binds_late: bool = False
+    """Whether requests wait in the scheduler until a worker is nearly free. It takes a cost that counts what is held
+    for each worker (`PickRequest.held_ms`) and says the same when asked again; others send every request at once."""

@@ -22,10 +22,11 @@ class PolicySpec:
     parameters: Mapping[str, float] = field(default_factory=dict)
     """Values for parameters of the cost or the picker where they are not the part's own."""
     filters: tuple[str, ...] = DEFAULT_FILTERS
+    binds_late: bool = False
 
 
 PRESETS: Mapping[str, PolicySpec] = {
-    "cost": PolicySpec(cost="marginal_delay"),
+    "cost": PolicySpec(cost="marginal_delay", binds_late=True),
     # LMDeploy
     "random": PolicySpec(cost="declared_speed", picker="lottery"),
     "min_expected_latency": PolicySpec(cost="requests_per_speed"),

@@ -141,6 +141,7 @@ def _build(text: str) -> Policy:
         filters=tuple(FILTERS[part]() for part in spec.filters),
         cost=cost,
         picker=_part(PICKERS[spec.picker], values),
+        binds_late=spec.binds_late,
     )
 
 

@@ -18,6 +18,9 @@ AGEING = 0.3
 """Milliseconds of work that each millisecond of waiting makes up for: a prompt of ten seconds goes before one of a
 millisecond that came 33 seconds later."""
 
+MIN_DEPARTURES = 32
+"""Of which a rate can be told."""
+
 BAND_AGE_S = 30.0
 """After so long the first of a priority is served as one of the next higher priority, and so on."""
 
@@ -58,7 +61,12 @@ class WaitingRoom(Generic[W]):
         self._present: set[Waiting[W]] = set()
         self._serial = 0
         self._prompt_bytes = 0
+        self._work_ms = 0.0
         self._drained = DecayingRate(tau_s=10.0)
+        self._departures = 0
+        # Time in which somebody waited: without it a rate of leaving would tell of silence.
+        self._waited_s = 0.0
+        self._looked_at = 0.0
 
     def __len__(self) -> int:
         return len(self._present)
@@ -71,20 +79,32 @@ class WaitingRoom(Generic[W]):
         """Bytes of the prompts that wait."""
         return self._prompt_bytes
 
+    @property
+    def work_ms(self) -> float:
+        """Prefill of those who wait."""
+        return self._work_ms
+
+    @property
+    def has_several_tenants(self) -> bool:
+        """Whether more than one waits."""
+        return len(self._bands) > 1 or any(len(tenants) > 1 for tenants in self._bands.values())
+
     def of_tenant(self, tenant: str) -> int:
         """How many of one tenant wait."""
         return sum(len(tenants.get(tenant, ())) for tenants in self._bands.values())
 
     def add(self, one: Waiting[W]) -> None:
         """It waits from here on."""
+        self._look(one.since)
         tenants = self._bands.setdefault(one.facts.priority, {})
         waiting = tenants.get(one.facts.tenant)
         if waiting is None:
-            self._counters.lift(one.facts.tenant, tenants)
+            self._counters.lift(one.facts.tenant)
             waiting = tenants[one.facts.tenant] = []
         insort(waiting, one, key=_key)
         self._present.add(one)
         self._prompt_bytes += one.facts.prompt_bytes
+        self._work_ms += one.work_ms
         self._serial += 1
         if one.deadline < inf:
             heappush(self._deadlines, (one.deadline, self._serial, one))
@@ -105,11 +125,18 @@ class WaitingRoom(Generic[W]):
             if not tenants:
                 del self._bands[one.facts.priority]
         self._prompt_bytes -= one.facts.prompt_bytes
+        # Sums of fractions do not come back to nothing by themselves.
+        self._work_ms = self._work_ms - one.work_ms if self._present else 0.0
+        if len(self._deadlines) > 2 * len(self._present) + 64:
+            self._deadlines = [item for item in self._deadlines if item[2] in self._present]
+            heapify(self._deadlines)
 
     def dispatched(self, one: Waiting[W], now: float) -> None:
         """It is on its way to a worker."""
+        self._look(now)
         self.remove(one)
-        self._drained.count(now)
+        self._drained.count(self._waited_s)
+        self._departures += 1
 
     def late(self, now: float) -> list[Waiting[W]]:
         """Those whose deadline is over; they are removed."""
@@ -133,8 +160,22 @@ class WaitingRoom(Generic[W]):
         return self._ready[0][0] if self._ready else None
 
     def drain_per_s(self, now: float) -> float:
-        """How many leave for a worker in a second."""
-        return self._drained.read(now)
+        """How many leave for a worker in a second in which somebody waits; 0 while too few have left to tell."""
+        self._look(now)
+        return self._drained.read(self._waited_s) if self._departures >= MIN_DEPARTURES else 0.0
+
+    def _look(self, now: float) -> None:
+        if self._present:
+            self._waited_s += max(0.0, now - self._looked_at)
+        self._looked_at = now
+
+    def first(self, now: float) -> Waiting[W] | None:
+        """Who is served first."""
+        if len(self._bands) == 1:
+            tenants = next(iter(self._bands.values()))
+            if len(tenants) == 1:
+                return next(iter(tenants.values()))[0]
+        return next(self.in_order(now), None)
 
     def in_order(self, now: float) -> Iterator[Waiting[W]]:
         """All of them, the first to be served first. They may be removed on the way, nobody may be added."""
@@ -149,19 +190,29 @@ class WaitingRoom(Generic[W]):
 
     def _in_turns(self, tenants: dict[str, list[Waiting[W]]]) -> Iterator[Waiting[W]]:
         if len(tenants) == 1:
-            yield from list(next(iter(tenants.values())))
+            yield from _each(next(iter(tenants.values())))
             return
         # Each is charged as if it went, so that tenants take turns in the order too.
-        turns = [(self._counters.of(tenant), tenant, 0, list(waiting)) for tenant, waiting in tenants.items()]
+        turns = [(self._counters.of(tenant), tenant, _each(waiting)) for tenant, waiting in tenants.items()]
         heapify(turns)
         while turns:
-            served, tenant, index, waiting = turns[0]
-            one = waiting[index]
-            yield one
-            if index + 1 < len(waiting):
-                heapreplace(turns, (served + one.tokens, tenant, index + 1, waiting))
-            else:
+            served, tenant, rest = turns[0]
+            one = next(rest, None)
+            if one is None:
                 heappop(turns)
+                continue
+            yield one
+            heapreplace(turns, (served + one.tokens, tenant, rest))
+
+
+def _each(waiting: list[Waiting[W]]) -> Iterator[Waiting[W]]:
+    """One after another, of which each may be removed when its turn is over, without a copy of all."""
+    index = 0
+    while index < len(waiting):
+        one = waiting[index]
+        yield one
+        if index < len(waiting) and waiting[index] is one:
+            index += 1
 
 
 def _oldest(tenants: dict[str, list[Waiting[W]]]) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lbcore.policies.presets import DEFAULT_POLICY
 from lbcore.policies.registry import build_policy
 from lbcore.simulator.capacity import at_load, calls_per_s
 from lbcore.simulator.outcome import Objective, Outcome, summarise
-from lbcore.simulator.replay import ENDLESS, FleetSpec, Replay
+from lbcore.simulator.replay import FleetSpec, Replay
 from lbcore.simulator.workload import Workload
 
 WARM_UP_SHARE = 0.05
@@ -50,7 +50,7 @@ def compare(
     processes: int | None = None,
 ) -> Iterator[Result]:
     """All of it, in order of workload, load and policy. Functions and values must be such that processes can be sent
-    them. The default policy has late binding, the others send every request at once, as they were made to."""
+    them."""
     with ProcessPoolExecutor(processes) as pool:
         needed = workloads if any(loads) else ()
         capacities = {name: pool.submit(_capacity, make, fleet, objective) for name, make in needed}
@@ -76,6 +76,5 @@ def _replay(
     if case.load:
         workload = at_load(workload, case.load, capacity)
     policy = build_policy(case.policy)
-    is_default = case.policy.partition("(")[0] == DEFAULT_POLICY
-    played = Replay(workload, fleet, policy, seed, replace(ENDLESS, late_binding=is_default)).run()
+    played = Replay(workload, fleet, policy, seed).run()
     return Result(case, capacity, summarise(played, objective, int(len(played.flights) * WARM_UP_SHARE)))

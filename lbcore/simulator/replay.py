@@ -157,7 +157,9 @@ class Replay:
             tried=flight.tried,
         )
         outcome = self._router.ask(flight, facts, self._now)
-        if not isinstance(outcome, Waiting):
+        if isinstance(outcome, Waiting):
+            self._at(self._now, self._look, None)
+        else:
             self._answer(flight, outcome)
         self._set_alarm()
 
@@ -255,6 +257,9 @@ class Replay:
         self._router.handle(Ticked(), self._now)
         self._serve()
         self._at(self._now + 1.0, self._tick, None)
+
+    def _look(self, _: None) -> None:
+        self._serve()
 
     def _serve(self) -> None:
         for flight, outcome in self._router.serve(self._now):

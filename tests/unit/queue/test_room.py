@@ -76,12 +76,50 @@ def test_a_tenant_that_was_served_more_waits_until_the_other_has_as_much() -> No
     counters = ServiceCounters()
     counters.charge("a", 150)
     room = room_of(one("a0", tenant="a"), counters=counters)
-    counters.charge("b", 0)
     for number in range(3):
         room.add(one(f"b{number}", tenant="b", since=number * 1e-3))
-    # The one that comes while another waits starts level with it: nobody saves up for a burst.
-    assert counters.of("b") == 150
-    assert [each.asker for each in room.in_order(1.0)] == ["a0", "b0", "b1", "b2"]
+    # A was served when it had nothing, which is where B begins.
+    assert [each.asker for each in room.in_order(1.0)] == ["b0", "b1", "a0", "b2"]
+
+
+def test_the_first_is_the_first_in_order() -> None:
+    room = room_of(one("a", work_ms=300), one("b", work_ms=100))
+    assert room.first(0.0) is next(room.in_order(0.0))
+    room.add(one("c", priority=1, tenant="t", work_ms=1e6))
+    first = room.first(0.0)
+    assert first is not None
+    assert first.asker == "c"
+    assert WaitingRoom[str](ServiceCounters()).first(0.0) is None
+
+
+def test_each_in_turn_may_be_removed_on_the_way() -> None:
+    room = room_of(*(one(str(number), work_ms=number) for number in range(6)))
+    seen = []
+    for each in room.in_order(0.0):
+        seen.append(each.asker)
+        if int(each.asker) % 2:
+            room.remove(each)
+    assert "".join(seen) == "012345"
+    assert order(room) == "024"
+
+
+def test_silence_does_not_slow_the_rate_of_leaving() -> None:
+    room: WaitingRoom[str] = WaitingRoom(ServiceCounters())
+    for begin in (0.0, 1000.0):
+        for number in range(40):
+            each = one(str(number), since=begin + number * 0.1)
+            room.add(each)
+            room.dispatched(each, begin + number * 0.1 + 0.1)
+    assert 8.0 < room.drain_per_s(5000.0) < 12.0
+
+
+def test_who_has_gone_is_not_kept_for_its_deadline() -> None:
+    room = room_of(one("near", deadline=1.0))
+    for number in range(1000):
+        each = one(str(number), deadline=1000.0)
+        room.add(each)
+        room.remove(each)
+    assert len(room._deadlines) < 200
 
 
 def test_those_whose_time_is_over_are_removed() -> None:

@@ -65,7 +65,7 @@ class Hall:
     def __init__(self, *workers: str, limits: QueueLimits = AT_ONCE, capacity: Capacity = ONE) -> None:
         self.clock = ManualClock()
         pool = WorkerPool(lease_ttl_s=1e6, ticket_ttl_s=1e6)
-        self.state = SchedulerState(pool, build_policy("least_requests"), self.clock, Random(0), 12345, limits)
+        self.state = SchedulerState(pool, build_policy("cost"), self.clock, Random(0), 12345, limits)
         self.order: list[str] = []
         """Who was routed, in that order."""
         self._names = (f"r{number}" for number in count())
