@@ -27,6 +27,7 @@ from typing import Any
 
 from lbcore import log
 from lbcore.api.v1 import routing_pb2
+from lbcore.clock import MonotonicClock
 from lbcore.prefix import PREFIX_BLOCK_BYTES, bytes_of
 from lbcore.types import Capacity, Epoch, ServedModel, Ticket, WorkerId, WorkerSpec
 from lbcore.wire.channel import open_channel
@@ -99,6 +100,7 @@ class Worker:
             self.load,
             engine,
             Random(number),
+            MonotonicClock(),
             on_drain=lambda deadline: None,
             on_abort=lambda request: None,
         )
@@ -107,7 +109,7 @@ class Worker:
     def take(self, ticket: int, prompt_tokens: int, now: float) -> None:
         key = str(ticket)
         self.load.accepted(key, Ticket(ticket), 0, now)
-        self.load.started(key, prompt_tokens, 0)
+        self.load.started(key, prompt_tokens, 0, now)
         self._running.append((now + SERVICE_S, key))
         self.reporter.changed()
 

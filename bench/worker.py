@@ -136,7 +136,7 @@ def report(updates: int, rounds: int) -> str:
             ticket += 1
             tracker.refused(Ticket(ticket))
         began = time.process_time()
-        made = tracker.report(engine)
+        made = tracker.report(engine, 0.0)
         registry_pb2.ConnectRequest(load_report=load_to_proto(made)).SerializeToString()
         tracker.acknowledged(made.sequence)
         cpu_s += time.process_time() - began

@@ -101,6 +101,7 @@ class Worker:
             self._load,
             self._engine,
             Random(spec.epoch),
+            self._clock,
             on_drain=self._ordered_to_drain,
             on_abort=sessions.abort,
         )
@@ -187,7 +188,7 @@ class Worker:
         self._stop.set()
 
     def _look(self) -> LoadReport:
-        return self._load.look(self._engine.load())
+        return self._load.look(self._engine.load(), self._clock.now())
 
     def _changed(self) -> None:
         if self._reporter is not None:

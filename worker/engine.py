@@ -40,7 +40,7 @@ class EngineLoad:
     """Moving average of the measured time of a decoding step."""
     attention_ratio: float = 0.0
     """What each token of context costs a prompt token, as a part of its own cost, as measured."""
-    prefilled_tokens: int = 0
+    prefilled_tokens: int | None = None
     """Of prompts whose first token is not there yet, the tokens that are computed already, beyond those cached."""
     prefilled_pairs: float = 0.0
     """Over these tokens, the tokens that each attended to."""

@@ -28,6 +28,7 @@ class InFlight:
         "prefilled",
         "prompt_tokens",
         "started",
+        "started_at",
         "ticket",
         "ttft_ms",
     )
@@ -41,6 +42,7 @@ class InFlight:
         self.cached_tokens = 0
         self.output_tokens = 0
         self.started = False
+        self.started_at = now
         self.counted = False
         """Whether `prompt_tokens` is the engine's count, and not an estimate from bytes."""
         self.prefilled = False
@@ -70,6 +72,10 @@ class LoadTracker:
         self._cached_total = 0
         self._output_total = 0
         self._sequence = 0
+        #: Those whose prompt the engine has begun with and not ended, in the order in which it began.
+        self._computing: dict[str, InFlight] = {}
+        self._computed_at = 0.0
+        """When the last prompt was complete."""
         #: The last unacknowledged update of each ticket, oldest first, with the number of the report that first carries
         #: it: numbers never fall along the dict.
         self._news: dict[Ticket, tuple[int, TicketUpdate]] = {}
@@ -96,10 +102,11 @@ class LoadTracker:
             self._tell(ticket, TicketUpdate(ticket, TicketPhase.ACCEPTED))
         return request
 
-    def started(self, key: str, prompt_tokens: int, cached_tokens: int) -> None:
+    def started(self, key: str, prompt_tokens: int, cached_tokens: int, now: float) -> None:
         """The engine has begun with the prompt; it may have counted it (0 for not yet)."""
         self._queued -= 1
-        self._in_flight[key].started = True
+        request = self._computing[key] = self._in_flight[key]
+        request.started, request.started_at = True, now
         if prompt_tokens:
             self.counted(key, prompt_tokens, cached_tokens)
 
@@ -122,6 +129,8 @@ class LoadTracker:
         """The prompt is computed: the first token is there, or the first vector."""
         request = self._in_flight[key]
         request.ttft_ms = (now - request.accepted_at) * 1000
+        self._computing.pop(key, None)
+        self._computed_at = now
         self._end_prefill(request)
 
     def generated(self, key: str, tokens: int) -> None:
@@ -136,6 +145,7 @@ class LoadTracker:
         request = self._in_flight.pop(key, None)
         if request is None:
             return
+        self._computing.pop(key, None)
         if not request.prefilled:
             self._end_prefill(request)
         if not request.started:
@@ -161,21 +171,24 @@ class LoadTracker:
         if ticket != NO_TICKET:
             self._tell(ticket, TicketUpdate(ticket, TicketPhase.FINISHED))
 
-    def report(self, engine: EngineLoad) -> LoadReport:
+    def report(self, engine: EngineLoad, now: float) -> LoadReport:
         """The next report, with every ticket update that is not acknowledged yet."""
         self._sequence += 1
-        return self.look(engine)
+        return self.look(engine, now)
 
-    def look(self, engine: EngineLoad) -> LoadReport:
+    def look(self, engine: EngineLoad, now: float) -> LoadReport:
         """The load now, for those who only look: no report is counted."""
         # What the engine has computed of prompts that count here until they are complete.
-        own_prompt_tokens = max(0, self._queued_prompt_tokens - engine.prefilled_tokens)
+        prefilled_tokens, prefilled_pairs = engine.prefilled_tokens, engine.prefilled_pairs
+        if prefilled_tokens is None:
+            prefilled_tokens, prefilled_pairs = self._guess_prefilled(engine.prefill_tokens_per_s, now)
+        own_prompt_tokens = max(0, self._queued_prompt_tokens - prefilled_tokens)
         return LoadReport(
             sequence=self._sequence,
             queued_requests=self._queued + engine.other_queued_requests,
             running_requests=len(self._in_flight) - self._queued + engine.other_running_requests,
             queued_prompt_tokens=own_prompt_tokens + engine.other_queued_prompt_tokens,
-            queued_prompt_pairs=max(0.0, self._queued_squares / 2 - engine.prefilled_pairs),
+            queued_prompt_pairs=max(0.0, self._queued_squares / 2 - prefilled_pairs),
             tokens_in_flight=self._tokens_in_flight + engine.other_tokens_in_flight,
             kv_used_blocks=engine.kv_used_blocks,
             kv_cached_blocks=engine.kv_cached_blocks,
@@ -208,6 +221,17 @@ class LoadTracker:
         news[ticket] = (self._sequence + 1, update)
         if len(news) > MAX_NEWS:
             del news[next(iter(news))]
+
+    def _guess_prefilled(self, tokens_per_s: float, now: float) -> tuple[int, float]:
+        """What an engine that does not say has probably computed of the prompt it is at, by its speed: tokens and
+        pairs. Prompts are computed one after another, so it is that of the one it began with first."""
+        request = next(iter(self._computing.values()), None)
+        if request is None:
+            return 0, 0.0
+        seconds = now - max(request.started_at, self._computed_at)
+        cached = request.cached_tokens
+        tokens = max(0, min(request.prompt_tokens - cached, int(seconds * tokens_per_s)))
+        return tokens, ((cached + tokens) ** 2 - cached**2) / 2
 
     def _end_prefill(self, request: InFlight) -> None:
         request.prefilled = True

@@ -11,6 +11,7 @@ import grpc
 import structlog
 
 from lbcore.api.v1 import registry_pb2, registry_pb2_grpc
+from lbcore.clock import Clock
 from lbcore.errors import LoadBalancerError, NameTaken
 from lbcore.types import WorkerSpec
 from lbcore.wire.channel import open_channel
@@ -41,6 +42,7 @@ class Reporter:
         load: LoadTracker,
         engine: Engine,
         rng: Random,
+        clock: Clock,
         *,
         on_drain: Callable[[float | None], None],
         on_abort: Callable[[str], object],
@@ -50,6 +52,7 @@ class Reporter:
         self._load = load
         self._engine = engine
         self._rng = rng
+        self._clock = clock
         self._on_drain = on_drain
         self._on_abort = on_abort
         self._news = asyncio.Event()
@@ -137,7 +140,7 @@ class Reporter:
                 if self._draining and not told_draining:
                     told_draining = True
                     await call.write(registry_pb2.ConnectRequest(drain_notice=registry_pb2.DrainNotice()))
-                report = load_to_proto(self._load.report(self._engine.load()))
+                report = load_to_proto(self._load.report(self._engine.load(), self._clock.now()))
                 await call.write(registry_pb2.ConnectRequest(load_report=report))
                 if leaving:
                     await call.write(registry_pb2.ConnectRequest(deregistration=registry_pb2.Deregistration()))

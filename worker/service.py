@@ -75,10 +75,11 @@ class Session:
         if type(event) is Delta:
             if not self._counts.prefilled:
                 self._load.prefilled(self.key, self._owner.clock.now())
+                self._owner.changed()
             # An engine that does not tell tokens still shows progress: a delta is about one.
             self._load.generated(self.key, len(event.token_ids) or (1 if event.text else 0))
         elif type(event) is Started:
-            self._load.started(self.key, event.prompt_tokens, event.cached_tokens)
+            self._load.started(self.key, event.prompt_tokens, event.cached_tokens, self._owner.clock.now())
             self._owner.changed()
         elif type(event) is Finished:
             self._count_end(event)
@@ -87,6 +88,7 @@ class Session:
             # Nothing was generated, but the prompt is behind it.
             if not self._counts.prefilled:
                 self._load.prefilled(self.key, self._owner.clock.now())
+                self._owner.changed()
         elif type(event) is Failed:
             self._end(event.error)
         if self._stopped is None:

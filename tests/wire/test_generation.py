@@ -66,7 +66,7 @@ both_doors = pytest.mark.parametrize("door", [through_generate, through_stream],
 
 def told(host: WorkerHost) -> dict[int, TicketPhase]:
     """What the worker would report of each ticket."""
-    return {update.ticket: update.phase for update in host.load.look(EngineLoad()).ticket_updates}
+    return {update.ticket: update.phase for update in host.load.look(EngineLoad(), 0.0).ticket_updates}
 
 
 @both_doors
@@ -91,13 +91,13 @@ async def test_vectors_come_bit_for_bit_and_count_no_tokens(worker: WorkerHost, 
     vectors = [Embedding(0, b"\x00\x00\x80\x7f\xff\x01\x02\x03"), Embedding(1, bytes(8))]
     taken.start(prompt_tokens=20)
     taken.emit(vectors[0])
-    report = worker.load.look(EngineLoad())
+    report = worker.load.look(EngineLoad(), 0.0)
     taken.emit(vectors[1])
     taken.finish(prompt_tokens=20, output_tokens=0)
     assert await answer == [Started(20), *vectors, Finished(20, 0, 0)]
     assert (taken.request.dialect, taken.request.body) == (Dialect.EMBEDDING, request.body)
     assert (report.running_requests, report.queued_prompt_tokens, report.tokens_in_flight) == (1, 0, 20)
-    [update] = worker.load.look(EngineLoad()).ticket_updates
+    [update] = worker.load.look(EngineLoad(), 0.0).ticket_updates
     assert (update.phase, update.prompt_tokens, update.output_tokens) == (TicketPhase.FINISHED, 20, 0)
 
 
@@ -258,7 +258,7 @@ async def test_the_load_is_back_to_nothing_after_any_end(worker: WorkerHost, doo
     (await worker.engine.next()).fail(EngineFailed("No."))
     await bad
     await worker.emptied()
-    report = worker.load.look(EngineLoad())
+    report = worker.load.look(EngineLoad(), 0.0)
     assert (report.queued_requests, report.running_requests, report.tokens_in_flight) == (0, 0, 0)
     assert told(worker) == {1: TicketPhase.FINISHED, 2: TicketPhase.FINISHED}
 
@@ -437,7 +437,7 @@ async def test_a_request_past_its_deadline_counts_until_the_engine_has_let_go(wi
     taken.say("late")
     taken.fail(Cancelled("Gone."))
     assert len(worker.sessions) == 0
-    assert worker.load.look(EngineLoad()).tokens_in_flight == 0
+    assert worker.load.look(EngineLoad(), 0.0).tokens_in_flight == 0
 
 
 async def test_an_answer_in_time_takes_its_deadline_with_it(wire: Wire, worker: WorkerHost) -> None:
@@ -454,7 +454,7 @@ async def test_usage_that_the_engine_counted_itself_is_what_the_load_says(wire: 
     taken.say("two tokens in one text")
     taken.finish(prompt_tokens=20, cached_tokens=5, output_tokens=2)
     await all_events(call)
-    report = worker.load.look(EngineLoad())
+    report = worker.load.look(EngineLoad(), 0.0)
     assert (report.prompt_token_total, report.cached_prompt_token_total, report.output_token_total) == (20, 5, 2)
 
 

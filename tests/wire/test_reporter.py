@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lbcore.api.v1 import registry_pb2, registry_pb2_grpc
+from lbcore.clock import MonotonicClock
 from lbcore.errors import NameTaken
 from lbcore.pool_events import Deregistered, DrainNoticed, Registered
 from lbcore.types import EndpointState, Epoch, LoadReport, Ticket, TicketPhase, WorkerId, WorkerSpec
@@ -40,6 +41,7 @@ class ReportingWorker:
             self.load,
             self.engine,
             Random(0),
+            MonotonicClock(),
             on_drain=lambda deadline_s: self._note(self.drains, deadline_s),
             on_abort=lambda request_id: self._note(self.aborts, request_id),
         )
@@ -120,7 +122,7 @@ async def test_a_scheduler_that_forgot_everything_soon_knows_the_load_exactly(
 ) -> None:
     for key in ("a", "b", "c"):
         reporting.accept(key, ticket=ord(key))
-    reporting.load.started("b", 120, 20)
+    reporting.load.started("b", 120, 20, 0.0)
     await reported(quiet_scheduler, queued_requests=2, running_requests=1)
     await quiet_scheduler.stop()
     reporting.finish("c")
@@ -190,7 +192,7 @@ async def test_news_are_told_until_acknowledged_and_not_after(
     reporting.accept("a", ticket=7)
     told = await reported(quiet_scheduler, queued_requests=1)
     assert [(update.ticket, update.phase) for update in told.ticket_updates] == [(7, TicketPhase.ACCEPTED)]
-    await eventually(lambda: not reporting.load.look(EngineLoad()).ticket_updates)
+    await eventually(lambda: not reporting.load.look(EngineLoad(), 0.0).ticket_updates)
     reporting.accept("b")
     later = await reported(quiet_scheduler, queued_requests=2)
     assert later.ticket_updates == ()

@@ -208,7 +208,7 @@ async def test_the_end_of_a_request_tells_when_its_first_token_came_and_how_long
     desk.clock.advance(1.0)
     taken.emit(first)
     taken.finish()
-    [update] = desk.sessions.load.look(EngineLoad()).ticket_updates
+    [update] = desk.sessions.load.look(EngineLoad(), 0.0).ticket_updates
     assert (update.ttft_ms, update.duration_ms) == (250.0, 1250.0)
 
 
