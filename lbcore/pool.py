@@ -269,7 +269,7 @@ class WorkerPool:
     def _settle(self, worker: WorkerRecord, update: TicketUpdate, now: float) -> None:
         """News of one ticket: its credit is taken back if it still stands, and what it says teaches."""
         if update.duration_ms > 0 and update.output_tokens:
-            worker.answers.append((update.duration_ms, worker.load.queued_requests + worker.load.running_requests))
+            worker.answered(update)
         if update.phase is TicketPhase.ACCEPTED:
             booking = self._ledger.accept(update.ticket, worker.account)
         else:

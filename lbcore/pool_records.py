@@ -27,6 +27,8 @@ from lbcore.types import (
     Role,
     RouteFacts,
     Snapshot,
+    Ticket,
+    TicketUpdate,
     WorkerId,
     WorkerSpec,
 )
@@ -39,6 +41,9 @@ MAX_CAPACITY_UNITS = 32_768
 
 AGE_SAMPLES = 16
 """Acknowledgements of which the soonest counts as the age of reports."""
+
+TOLD_AGAIN = 64
+"""Tickets remembered lest what is told again be counted again; news is acknowledged long before as many have ended."""
 
 LATENCY_ANSWERS = 15
 """Answers over which the latency of a worker is averaged, as LMDeploy's proxy does."""
@@ -98,6 +103,8 @@ class WorkerRecord:
     speed: float = field(init=False)
     answers: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=LATENCY_ANSWERS))
     """Of the last whole answers: milliseconds they took, and requests in flight when they ended."""
+    ended: deque[Ticket] = field(default_factory=lambda: deque(maxlen=TOLD_AGAIN))
+    """The last tickets whose answers were counted."""
     trust: DecayingAverage = field(default_factory=_trust)
     """How far believed prefix hits come true here, 0..1."""
     model_names: frozenset[str] = field(init=False)
@@ -140,6 +147,12 @@ class WorkerRecord:
         self.free_at = max(now, self.free_at - prefill_ms / 1000)
         self.recent_ms = max(0.0, self._recent(now) - prefill_ms)
         self.recent_at = now
+
+    def answered(self, update: TicketUpdate) -> None:
+        """A whole answer was given; it may be told of more than once."""
+        if update.ticket not in self.ended:
+            self.ended.append(update.ticket)
+            self.answers.append((update.duration_ms, self.load.queued_requests + self.load.running_requests))
 
     def _latency(self) -> tuple[float, float]:
         """Mean milliseconds of the last answers, and mean requests in flight."""

@@ -164,14 +164,14 @@ class Router(Generic[W]):
         """Looks at the first in order. Who cannot go yet is thought to go to the best worker later, and those behind
         see the work that they find in front of them there."""
         held_ms: dict[WorkerId, float] = {}
+        snapshot: Snapshot | None = None
         for waiting in islice(room.in_order(now), LOOKS):
             if waiting.ready_at > now:
                 continue
-            snapshot = self._snapshot(model, room, now)
-            if any(one.state in _PICKED for one in snapshot.endpoints) and not any(
-                one.room > 0 and self._fits(one, 0.0, now, 0.0) for one in snapshot.endpoints
-            ):
-                return
+            if snapshot is None:
+                snapshot = self._snapshot(model, room, now)
+                if not self._anybody_fits(snapshot, now):
+                    return
             request = self._pool.pick_request(waiting.facts)._replace(held_ms=held_ms)
             decision = pick(request, snapshot, self._policy, self._rng)
             if isinstance(decision, Refused):
@@ -186,8 +186,14 @@ class Router(Generic[W]):
             if self._fits(endpoint, work_ms, now, ahead_ms):
                 room.dispatched(waiting, now)
                 served.append((waiting.asker, self._dispatch(decision, request, waiting.facts, now)))
+                snapshot = None
             else:
                 held_ms[worker_id] = ahead_ms + work_ms
+
+    def _anybody_fits(self, snapshot: Snapshot, now: float) -> bool:
+        """Whether some worker might take something; or there is nobody to ask, which those who wait must hear."""
+        there = [one for one in snapshot.endpoints if one.state in _PICKED]
+        return not there or any(one.room > 0 and self._fits(one, 0.0, now, 0.0) for one in there)
 
     def _fits(self, endpoint: Endpoint, work_ms: float, now: float, ahead_ms: float) -> bool:
         return not self._binds_late or has_room(endpoint, work_ms, now, ahead_ms)
@@ -195,10 +201,13 @@ class Router(Generic[W]):
     def _goes_first(self, room: WaitingRoom[W] | None, facts: RouteFacts, work_ms: float, now: float) -> bool:
         """Whether a newcomer would be served before all who wait."""
         first = room.first(now) if room is not None else None
-        if first is None or facts.priority > first.facts.priority:
+        if first is None or facts.priority > first.priority(now):
             return True
-        if facts.priority < first.facts.priority:
+        if facts.priority < first.priority(now):
             return False
+        if first.facts.priority < facts.priority:
+            # It has risen to this priority, and comes behind those who are of it.
+            return True
         if facts.tenant != first.facts.tenant:
             return self._counters.of(facts.tenant) < self._counters.of(first.facts.tenant)
         return work_ms + AGEING * 1000.0 * now < first.key

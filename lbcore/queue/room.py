@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import takewhile
 from math import inf
 from typing import Generic, TypeVar
 
@@ -22,7 +24,7 @@ MIN_DEPARTURES = 32
 """Of which a rate can be told."""
 
 BAND_AGE_S = 30.0
-"""After so long the first of a priority is served as one of the next higher priority, and so on."""
+"""After so long a request counts as one of the next higher priority, behind those that are, and so on."""
 
 
 class Waiting(Generic[W]):
@@ -47,6 +49,10 @@ class Waiting(Generic[W]):
         # Least work first, aged. As all age alike, the order of two never changes.
         self.key = work_ms + AGEING * 1000.0 * since
 
+    def priority(self, now: float) -> int:
+        """Its own, and what it has risen by waiting."""
+        return self.facts.priority + max(0, int((now - self.since) / BAND_AGE_S))
+
 
 class WaitingRoom(Generic[W]):
     """Strict priorities with ageing; inside one, tenants in turn by service; of a tenant, least work first, aged."""
@@ -59,6 +65,8 @@ class WaitingRoom(Generic[W]):
         self._deadlines: list[tuple[float, int, Waiting[W]]] = []
         self._ready: list[tuple[float, int, Waiting[W]]] = []
         self._present: set[Waiting[W]] = set()
+        # In the order in which they came.
+        self._arrivals: deque[Waiting[W]] = deque()
         self._serial = 0
         self._prompt_bytes = 0
         self._work_ms = 0.0
@@ -103,6 +111,7 @@ class WaitingRoom(Generic[W]):
             waiting = tenants[one.facts.tenant] = []
         insort(waiting, one, key=_key)
         self._present.add(one)
+        self._arrivals.append(one)
         self._prompt_bytes += one.facts.prompt_bytes
         self._work_ms += one.work_ms
         self._serial += 1
@@ -127,6 +136,8 @@ class WaitingRoom(Generic[W]):
         self._prompt_bytes -= one.facts.prompt_bytes
         # Sums of fractions do not come back to nothing by themselves.
         self._work_ms = self._work_ms - one.work_ms if self._present else 0.0
+        if len(self._arrivals) > 2 * len(self._present) + 64:
+            self._arrivals = deque(other for other in self._arrivals if other in self._present)
         if len(self._deadlines) > 2 * len(self._present) + 64:
             self._deadlines = [item for item in self._deadlines if item[2] in self._present]
             heapify(self._deadlines)
@@ -180,13 +191,26 @@ class WaitingRoom(Generic[W]):
     def in_order(self, now: float) -> Iterator[Waiting[W]]:
         """All of them, the first to be served first. They may be removed on the way, nobody may be added."""
         bands = self._bands
-        if len(bands) > 1:
-            # The oldest of a priority decides for all of it.
-            aged = {priority: priority + (now - _oldest(bands[priority])) // BAND_AGE_S for priority in bands}
-            for priority in sorted(aged, key=lambda one: (-aged[one], -one)):
-                yield from self._in_turns(bands[priority])
-        elif bands:
-            yield from self._in_turns(next(iter(bands.values())))
+        if len(bands) < 2:
+            for tenants in [*bands.values()]:
+                yield from self._in_turns(tenants)
+            return
+        risen: dict[int, list[Waiting[W]]] = {}
+        for one in self._old(now):
+            risen.setdefault(one.priority(now), []).append(one)
+        old = {one for ones in risen.values() for one in ones}
+        for priority in sorted({*bands, *risen}, reverse=True):
+            if priority in bands:
+                yield from [one for one in self._in_turns(bands[priority]) if one not in old]
+            yield from risen.get(priority, ())
+
+    def _old(self, now: float) -> list[Waiting[W]]:
+        """Those who have waited for so long that they rise, the oldest first."""
+        arrivals = self._arrivals
+        while arrivals and arrivals[0] not in self._present:
+            arrivals.popleft()
+        young = takewhile(lambda one: one.since <= now - BAND_AGE_S, arrivals)
+        return [one for one in young if one in self._present]
 
     def _in_turns(self, tenants: dict[str, list[Waiting[W]]]) -> Iterator[Waiting[W]]:
         if len(tenants) == 1:
@@ -213,10 +237,6 @@ def _each(waiting: list[Waiting[W]]) -> Iterator[Waiting[W]]:
         yield one
         if index < len(waiting) and waiting[index] is one:
             index += 1
-
-
-def _oldest(tenants: dict[str, list[Waiting[W]]]) -> float:
-    return min(one.since for waiting in tenants.values() for one in waiting)
 
 
 def _key(one: Waiting[W]) -> float:

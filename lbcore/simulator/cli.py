@@ -119,6 +119,10 @@ def simulate(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         report_delay_s=config.report_delay_ms / 1000,
         incidents=[_incident(text, config.workers) for text in config.incidents],
     )
+    for name, make in workloads:
+        longest = max(call.input_tokens + call.output_tokens for talk in make().conversations for call in talk.calls)
+        if longest > config.kv_tokens:
+            raise ConfigError(f"--kv-tokens: {config.kv_tokens} do not hold the longest request of {name}, {longest}")
     results: list[Result] = []
     for result in compare(
         workloads,

@@ -28,7 +28,7 @@ def mooncake(path: Path) -> Workload:
     """Mooncake's traces: JSON lines with timestamp (ms), input_length, output_length, hash_ids (512 tokens each)."""
     conversations = []
     for number, row in enumerate(_json_lines(path)):
-        length = row["input_length"]
+        length = max(1, row["input_length"])
         call = Call(length, max(1, row["output_length"]), tuple(row["hash_ids"][: length // 512]))
         conversations.append(Conversation(str(number), row["timestamp"] / 1000, (call,)))
     return Workload(_name(path), conversations, 512)
@@ -171,9 +171,12 @@ READERS: Mapping[str, Callable[[Path], Workload]] = {
 def read_trace(path: Path, form: str) -> Workload:
     """Raises ConfigError for a file that cannot be read so."""
     try:
-        return READERS[form](path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        workload = READERS[form](path)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is no {form} trace: {type(error).__name__}: {error}") from error
+    if workload.calls < 2:
+        raise ConfigError(f"{path} has fewer than two requests")
+    return workload
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -444,7 +444,9 @@ def test_latency_is_the_mean_of_the_last_whole_answers() -> None:
         update = TicketUpdate(Ticket(number), TicketPhase.FINISHED, 10, 0, output, 1.0, took_ms)
         load = LoadReport(sequence=number + 1, running_requests=number + 1, ticket_updates=(update,))
         pool.handle(Reported(WorkerId("w0"), Epoch(1), load), 0.0)
-    # The third produced nothing: it was refused, or given up.
+    # The third produced nothing: it was refused, or given up. The second is told of once more.
+    again = TicketUpdate(Ticket(1), TicketPhase.FINISHED, 10, 0, 5, 1.0, 300.0)
+    pool.handle(Reported(WorkerId("w0"), Epoch(1), LoadReport(sequence=9, ticket_updates=(again,))), 0.0)
     assert pool.endpoint().latency_ms == 200.0
     assert pool.endpoint().latency_requests == 0.5
 

@@ -66,6 +66,12 @@ def test_a_priority_that_waits_for_long_rises_by_one() -> None:
     assert order(room, 2 * BAND_AGE_S + 0.5) == "lowhigh"
 
 
+def test_only_who_is_old_rises() -> None:
+    room = room_of(one("old", work_ms=1e6), one("high", priority=1, since=70.0))
+    room.add(one("young", work_ms=1, since=70.0))
+    assert [each.asker for each in room.in_order(70.0)] == ["old", "high", "young"]
+
+
 def test_tenants_take_turns_by_the_work_they_were_given() -> None:
     many = [one(f"a{number}", tenant="a", since=number * 1e-3) for number in range(3)]
     room = room_of(*many, one("b0", tenant="b", since=1.0), one("b1", tenant="b", since=1.001))

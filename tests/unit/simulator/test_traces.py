@@ -33,10 +33,10 @@ def test_mooncake_has_times_in_milliseconds_and_blocks_of_which_the_last_is_not_
 
 
 def test_a_compressed_file_is_read_as_a_plain_one(tmp_path: Path) -> None:
-    row = {"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": []}
+    row = json.dumps({"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": []})
     path = tmp_path / "trace.jsonl.gz"
-    path.write_bytes(gzip.compress(json.dumps(row).encode()))
-    assert read_trace(path, "mooncake").calls == 1
+    path.write_bytes(gzip.compress(f"{row}\n{row}".encode()))
+    assert read_trace(path, "mooncake").calls == 2
 
 
 def test_azure_counts_from_its_first_request(tmp_path: Path) -> None:
@@ -116,7 +116,14 @@ def test_servegen_draws_as_many_requests_as_its_rates_say(tmp_path: Path) -> Non
     assert at == sorted(at)
 
 
-@pytest.mark.parametrize("text", ["not json", '{"timestamp": 1}', '["list"]'])
+def test_an_empty_trace_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"trace\.jsonl has fewer than two requests"):
+        read_trace(path, "mooncake")
+
+
+@pytest.mark.parametrize("text", ["not json", '{"timestamp": 1}', '["list"]', "1"])
 def test_what_is_no_such_trace_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text(text, encoding="utf-8")
