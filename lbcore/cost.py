@@ -147,15 +147,16 @@ def delays_ms(request: PickRequest, candidates: Sequence[Endpoint], snapshot: Sn
             + ((tokens - kv_room) * kv_ms if tokens > kv_room else 0.0)
             for _, token_ms, attention, free_ms, interference, fixed_ms, kv_room, kv_ms in terms
         ]
-    costs = []
-    for worker_id, token_ms, attention, free_ms, interference, fixed_ms, kv_room, kv_ms in terms:
-        cached = hit_tokens.get(worker_id, 0.0)
-        new = tokens - cached
-        own = token_ms * (new + attention * (square - cached * cached * 0.5))
-        cost = fixed_ms + own * (interference + behind) + held_ms.get(worker_id, 0.0)
-        if free_ms > now_ms:
-            cost += free_ms - now_ms
-        if new > kv_room:
-            cost += (new - kv_room) * kv_ms
-        costs.append(cost)
+    get = hit_tokens.get
+    costs = [
+        fixed_ms
+        + token_ms
+        * (tokens - (cached := get(worker_id, 0.0)) + attention * (square - cached * cached * 0.5))
+        * (interference + behind)
+        + (free_ms - now_ms if free_ms > now_ms else 0.0)
+        + ((tokens - cached - kv_room) * kv_ms if tokens - cached > kv_room else 0.0)
+        for worker_id, token_ms, attention, free_ms, interference, fixed_ms, kv_room, kv_ms in terms
+    ]
+    if held_ms:
+        costs = [cost + held_ms.get(one[0], 0.0) for cost, one in zip(costs, terms, strict=True)]
     return costs
