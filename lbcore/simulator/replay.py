@@ -144,7 +144,7 @@ class Replay:
 
     def _ask(self, flight: Flight) -> None:
         call, block_tokens = flight.call, self._workload.block_tokens
-        prompt_tokens = call.input_tokens + flight.produced
+        prompt_tokens = call.input_tokens
         facts = RouteFacts(
             str(flight.number),
             MODEL,
@@ -300,6 +300,6 @@ class Replay:
         self._router.handle(Deregistered(WorkerId(worker.name), Epoch(worker.epoch)), self._now)
 
     def _failed(self, flight: Flight) -> None:
-        """The attempt broke: the client's gateway asks for another worker, and goes on from what it has."""
+        """The attempt broke: the client's gateway asks for another worker, which begins anew."""
         flight.tried = flight.tried | {WorkerId(flight.worker)}
         self._at(self._now + self._fleet.network_s, self._ask, flight)

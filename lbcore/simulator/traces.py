@@ -71,7 +71,7 @@ def agentic(path: Path) -> Workload:
 
 def _flat(requests: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for request in requests:
-        if request["type"] == "subagent":
+        if "requests" in request:
             yield from _flat(request["requests"])
         else:
             yield request

@@ -44,13 +44,9 @@ class Flight:
     asked_at: float
     first_at: float = -1.0
     finished_at: float = -1.0
-    last_at: float = -1.0
-    """When its newest token came."""
     worker: str = ""
     ticket: Ticket = NO_TICKET
     cached_tokens: int = 0
-    produced: int = 0
-    """Tokens of attempts that were cut off."""
     refused: str = ""
     tried: frozenset[WorkerId] = frozenset()
 
@@ -101,23 +97,15 @@ class SimWorker:
     def receive(self, flight: Flight) -> None:
         """A request arrives; the engine takes it up with its next step."""
         self.flights[flight.ticket] = flight
-        prompt = flight.call.input_tokens + flight.produced
+        prompt = flight.call.input_tokens
         self._incoming.append((flight, TicketUpdate(flight.ticket, TicketPhase.ACCEPTED, prompt)))
-
-    def abort(self, ticket: Ticket) -> None:
-        """A client went away."""
-        if self.flights.pop(ticket, None) is None:
-            return
-        self._incoming = [one for one in self._incoming if one[0].ticket != ticket]
-        self.batch.abort(ticket)
-        self._updates.append(TicketUpdate(ticket, TicketPhase.FINISHED))
 
     def step(self, now: float) -> StepOutcome[Ticket] | None:
         """Begins a step and says what it will have done at its end; None without work."""
         for flight, update in self._incoming:
             call = flight.call
-            prompt = call.input_tokens + flight.produced
-            self.batch.add(flight.ticket, prompt, call.output_tokens - flight.produced, call.blocks)
+            prompt = call.input_tokens
+            self.batch.add(flight.ticket, prompt, call.output_tokens, call.blocks)
             self._updates.append(update)
         self._incoming.clear()
         self._load = self.batch.load()
@@ -146,7 +134,7 @@ class SimWorker:
             if flight is not None:
                 call = flight.call
                 flight.finished_at = now
-                prompt = call.input_tokens + flight.produced
+                prompt = call.input_tokens
                 self._updates.append(
                     TicketUpdate(
                         ticket,
@@ -175,7 +163,7 @@ class SimWorker:
         pairs = 0.0
         for flight, update in self._incoming:
             queued += 1
-            tokens = flight.call.input_tokens + flight.produced
+            tokens = flight.call.input_tokens
             prompt_tokens += tokens
             pairs += tokens * tokens / 2
             updates.append(update)

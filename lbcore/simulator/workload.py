@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,6 @@ class Workload:
     """0 for an open loop."""
     note: str = ""
     """Where it comes from, and what was changed."""
-    warm_up_calls: int = field(default=0)
-    """So many calls, the first to start, are played and not counted: caches are cold, and queues empty."""
 
     @property
     def calls(self) -> int:

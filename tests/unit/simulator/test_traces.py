@@ -89,7 +89,7 @@ def test_blocks_of_two_conversations_are_different_blocks(tmp_path: Path) -> Non
 
 
 def test_what_sub_agents_ask_stands_between_their_parents_calls_by_time(tmp_path: Path) -> None:
-    nested = {"t": 1, "type": "subagent", "requests": [request(2, 64, []), request(9, 65, [])]}
+    nested = {"t": 1, "type": "nested", "requests": [request(2, 64, []), request(9, 65, [])]}
     path = lines(tmp_path / "agents.jsonl", agent("a", request(0, 1, []), nested, request(5, 2, [])))
     assert [call.input_tokens for call in read_trace(path, "agentic").conversations[0].calls] == [1, 64, 2, 65]
 
