@@ -22,24 +22,39 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from lbcore.api.v1 import routing_pb2 as lbcore_dot_api_dot_v1_dot_routing__pb2
 from lbcore.api.v1 import worker_pb2 as lbcore_dot_api_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19lbcore/api/v1/admin.proto\x12\rlbcore.api.v1\x1a\x1albcore/api/v1/worker.proto\"\x14\n\x12ListWorkersRequest\"C\n\x13ListWorkersResponse\x12,\n\x07workers\x18\x01 \x03(\x0b\x32\x1b.lbcore.api.v1.WorkerStatus\"<\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x02 \x01(\r\"\x15\n\x13\x44rainWorkerResponse2\xba\x01\n\x0c\x41\x64minService\x12T\n\x0bListWorkers\x12!.lbcore.api.v1.ListWorkersRequest\x1a\".lbcore.api.v1.ListWorkersResponse\x12T\n\x0b\x44rainWorker\x12!.lbcore.api.v1.DrainWorkerRequest\x1a\".lbcore.api.v1.DrainWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19lbcore/api/v1/admin.proto\x12\rlbcore.api.v1\x1a\x1blbcore/api/v1/routing.proto\x1a\x1albcore/api/v1/worker.proto\"\x14\n\x12ListWorkersRequest\"C\n\x13ListWorkersResponse\x12,\n\x07workers\x18\x01 \x03(\x0b\x32\x1b.lbcore.api.v1.WorkerStatus\"<\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x02 \x01(\r\"\x15\n\x13\x44rainWorkerResponse\"\x15\n\x13ListPoliciesRequest\"L\n\x14ListPoliciesResponse\x12\x34\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x1f.lbcore.api.v1.PolicyAssignment\"[\n\x10PolicyAssignment\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x05phase\x18\x02 \x01(\x0e\x32\x19.lbcore.api.v1.WorkerRole\x12\x0e\n\x06policy\x18\x03 \x01(\t\"G\n\x10SetPolicyRequest\x12\x33\n\nassignment\x18\x01 \x01(\x0b\x32\x1f.lbcore.api.v1.PolicyAssignment\"\x13\n\x11SetPolicyResponse\"A\n\x13\x45xplainRouteRequest\x12*\n\x05route\x18\x01 \x01(\x0b\x32\x1b.lbcore.api.v1.RouteRequest\"t\n\x14\x45xplainRouteResponse\x12+\n\x06worker\x18\x01 \x01(\x0b\x32\x1b.lbcore.api.v1.WorkerTarget\x12/\n\x0b\x65xplanation\x18\x02 \x01(\x0b\x32\x1a.lbcore.api.v1.Explanation2\xbc\x03\n\x0c\x41\x64minService\x12T\n\x0bListWorkers\x12!.lbcore.api.v1.ListWorkersRequest\x1a\".lbcore.api.v1.ListWorkersResponse\x12T\n\x0b\x44rainWorker\x12!.lbcore.api.v1.DrainWorkerRequest\x1a\".lbcore.api.v1.DrainWorkerResponse\x12W\n\x0cListPolicies\x12\".lbcore.api.v1.ListPoliciesRequest\x1a#.lbcore.api.v1.ListPoliciesResponse\x12N\n\tSetPolicy\x12\x1f.lbcore.api.v1.SetPolicyRequest\x1a .lbcore.api.v1.SetPolicyResponse\x12W\n\x0c\x45xplainRoute\x12\".lbcore.api.v1.ExplainRouteRequest\x1a#.lbcore.api.v1.ExplainRouteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lbcore.api.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTWORKERSREQUEST']._serialized_start=72
-  _globals['_LISTWORKERSREQUEST']._serialized_end=92
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=94
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=161
-  _globals['_DRAINWORKERREQUEST']._serialized_start=163
-  _globals['_DRAINWORKERREQUEST']._serialized_end=223
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=225
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=246
-  _globals['_ADMINSERVICE']._serialized_start=249
-  _globals['_ADMINSERVICE']._serialized_end=435
+  _globals['_LISTWORKERSREQUEST']._serialized_start=101
+  _globals['_LISTWORKERSREQUEST']._serialized_end=121
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=123
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=190
+  _globals['_DRAINWORKERREQUEST']._serialized_start=192
+  _globals['_DRAINWORKERREQUEST']._serialized_end=252
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=254
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=275
+  _globals['_LISTPOLICIESREQUEST']._serialized_start=277
+  _globals['_LISTPOLICIESREQUEST']._serialized_end=298
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=300
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=376
+  _globals['_POLICYASSIGNMENT']._serialized_start=378
+  _globals['_POLICYASSIGNMENT']._serialized_end=469
+  _globals['_SETPOLICYREQUEST']._serialized_start=471
+  _globals['_SETPOLICYREQUEST']._serialized_end=542
+  _globals['_SETPOLICYRESPONSE']._serialized_start=544
+  _globals['_SETPOLICYRESPONSE']._serialized_end=563
+  _globals['_EXPLAINROUTEREQUEST']._serialized_start=565
+  _globals['_EXPLAINROUTEREQUEST']._serialized_end=630
+  _globals['_EXPLAINROUTERESPONSE']._serialized_start=632
+  _globals['_EXPLAINROUTERESPONSE']._serialized_end=748
+  _globals['_ADMINSERVICE']._serialized_start=751
+  _globals['_ADMINSERVICE']._serialized_end=1195
 # @@protoc_insertion_point(module_scope)

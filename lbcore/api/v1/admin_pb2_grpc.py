@@ -45,6 +45,21 @@ class AdminServiceStub(object):
                 request_serializer=lbcore_dot_api_dot_v1_dot_admin__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=lbcore_dot_api_dot_v1_dot_admin__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.ListPolicies = channel.unary_unary(
+                '/lbcore.api.v1.AdminService/ListPolicies',
+                request_serializer=lbcore_dot_api_dot_v1_dot_admin__pb2.ListPoliciesRequest.SerializeToString,
+                response_deserializer=lbcore_dot_api_dot_v1_dot_admin__pb2.ListPoliciesResponse.FromString,
+                _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/lbcore.api.v1.AdminService/SetPolicy',
+                request_serializer=lbcore_dot_api_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=lbcore_dot_api_dot_v1_dot_admin__pb2.SetPolicyResponse.FromString,
+                _registered_method=True)
+        self.ExplainRoute = channel.unary_unary(
+                '/lbcore.api.v1.AdminService/ExplainRoute',
+                request_serializer=lbcore_dot_api_dot_v1_dot_admin__pb2.ExplainRouteRequest.SerializeToString,
+                response_deserializer=lbcore_dot_api_dot_v1_dot_admin__pb2.ExplainRouteResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -65,6 +80,28 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPolicies(self, request, context):
+        """Which policy decides for which model and phase.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPolicy(self, request, context):
+        """Gives a model and phase another policy from the next request on, until the scheduler ends. INVALID_ARGUMENT when
+        there is none of that name, or its parameters are wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainRoute(self, request, context):
+        """How a request with these facts would be decided now. Nothing is booked. NOT_FOUND when no worker serves the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +114,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=lbcore_dot_api_dot_v1_dot_admin__pb2.DrainWorkerRequest.FromString,
                     response_serializer=lbcore_dot_api_dot_v1_dot_admin__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ListPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicies,
+                    request_deserializer=lbcore_dot_api_dot_v1_dot_admin__pb2.ListPoliciesRequest.FromString,
+                    response_serializer=lbcore_dot_api_dot_v1_dot_admin__pb2.ListPoliciesResponse.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=lbcore_dot_api_dot_v1_dot_admin__pb2.SetPolicyRequest.FromString,
+                    response_serializer=lbcore_dot_api_dot_v1_dot_admin__pb2.SetPolicyResponse.SerializeToString,
+            ),
+            'ExplainRoute': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRoute,
+                    request_deserializer=lbcore_dot_api_dot_v1_dot_admin__pb2.ExplainRouteRequest.FromString,
+                    response_serializer=lbcore_dot_api_dot_v1_dot_admin__pb2.ExplainRouteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +186,87 @@ class AdminService(object):
             '/lbcore.api.v1.AdminService/DrainWorker',
             lbcore_dot_api_dot_v1_dot_admin__pb2.DrainWorkerRequest.SerializeToString,
             lbcore_dot_api_dot_v1_dot_admin__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lbcore.api.v1.AdminService/ListPolicies',
+            lbcore_dot_api_dot_v1_dot_admin__pb2.ListPoliciesRequest.SerializeToString,
+            lbcore_dot_api_dot_v1_dot_admin__pb2.ListPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lbcore.api.v1.AdminService/SetPolicy',
+            lbcore_dot_api_dot_v1_dot_admin__pb2.SetPolicyRequest.SerializeToString,
+            lbcore_dot_api_dot_v1_dot_admin__pb2.SetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRoute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lbcore.api.v1.AdminService/ExplainRoute',
+            lbcore_dot_api_dot_v1_dot_admin__pb2.ExplainRouteRequest.SerializeToString,
+            lbcore_dot_api_dot_v1_dot_admin__pb2.ExplainRouteResponse.FromString,
             options,
             channel_credentials,
             insecure,

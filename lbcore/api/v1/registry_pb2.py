@@ -26,7 +26,7 @@ from lbcore.api.v1 import load_pb2 as lbcore_dot_api_dot_v1_dot_load__pb2
 from lbcore.api.v1 import worker_pb2 as lbcore_dot_api_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clbcore/api/v1/registry.proto\x12\rlbcore.api.v1\x1a\x18lbcore/api/v1/load.proto\x1a\x1albcore/api/v1/worker.proto\"\xed\x01\n\x0e\x43onnectRequest\x12\x31\n\x0cregistration\x18\x01 \x01(\x0b\x32\x19.lbcore.api.v1.WorkerSpecH\x00\x12\x30\n\x0bload_report\x18\x02 \x01(\x0b\x32\x19.lbcore.api.v1.LoadReportH\x00\x12\x32\n\x0c\x64rain_notice\x18\x03 \x01(\x0b\x32\x1a.lbcore.api.v1.DrainNoticeH\x00\x12\x37\n\x0e\x64\x65registration\x18\x04 \x01(\x0b\x32\x1d.lbcore.api.v1.DeregistrationH\x00\x42\t\n\x07message\"\r\n\x0b\x44rainNotice\"\x10\n\x0e\x44\x65registration\"\x9e\x01\n\x0f\x43onnectResponse\x12%\n\x05lease\x18\x01 \x01(\x0b\x32\x14.lbcore.api.v1.LeaseH\x00\x12.\n\nreport_ack\x18\x02 \x01(\x0b\x32\x18.lbcore.api.v1.ReportAckH\x00\x12)\n\x07\x63ommand\x18\x03 \x01(\x0b\x32\x16.lbcore.api.v1.CommandH\x00\x42\t\n\x07message\"L\n\x05Lease\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\r\x12\x1a\n\x12report_interval_ms\x18\x02 \x01(\r\x12\x17\n\x0fscheduler_epoch\x18\x03 \x01(\x06\"6\n\tReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0freport_pause_ms\x18\x02 \x01(\r\"p\n\x07\x43ommand\x12,\n\x05\x64rain\x18\x01 \x01(\x0b\x32\x1b.lbcore.api.v1.DrainCommandH\x00\x12,\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x1b.lbcore.api.v1.AbortCommandH\x00\x42\t\n\x07\x63ommand\"#\n\x0c\x44rainCommand\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\r\"\"\n\x0c\x41\x62ortCommand\x12\x12\n\nrequest_id\x18\x01 \x01(\t2_\n\x0fRegistryService\x12L\n\x07\x43onnect\x12\x1d.lbcore.api.v1.ConnectRequest\x1a\x1e.lbcore.api.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clbcore/api/v1/registry.proto\x12\rlbcore.api.v1\x1a\x18lbcore/api/v1/load.proto\x1a\x1albcore/api/v1/worker.proto\"\xa3\x02\n\x0e\x43onnectRequest\x12\x31\n\x0cregistration\x18\x01 \x01(\x0b\x32\x19.lbcore.api.v1.WorkerSpecH\x00\x12\x30\n\x0bload_report\x18\x02 \x01(\x0b\x32\x19.lbcore.api.v1.LoadReportH\x00\x12\x32\n\x0c\x64rain_notice\x18\x03 \x01(\x0b\x32\x1a.lbcore.api.v1.DrainNoticeH\x00\x12\x37\n\x0e\x64\x65registration\x18\x04 \x01(\x0b\x32\x1d.lbcore.api.v1.DeregistrationH\x00\x12\x34\n\rprefix_report\x18\x05 \x01(\x0b\x32\x1b.lbcore.api.v1.PrefixReportH\x00\x42\t\n\x07message\"m\n\x0cPrefixReport\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05whole\x18\x03 \x01(\x08\x12\x15\n\rstored_hashes\x18\x04 \x03(\x06\x12\x16\n\x0eremoved_hashes\x18\x05 \x03(\x06\"\r\n\x0b\x44rainNotice\"\x10\n\x0e\x44\x65registration\"\x9e\x01\n\x0f\x43onnectResponse\x12%\n\x05lease\x18\x01 \x01(\x0b\x32\x14.lbcore.api.v1.LeaseH\x00\x12.\n\nreport_ack\x18\x02 \x01(\x0b\x32\x18.lbcore.api.v1.ReportAckH\x00\x12)\n\x07\x63ommand\x18\x03 \x01(\x0b\x32\x16.lbcore.api.v1.CommandH\x00\x42\t\n\x07message\"L\n\x05Lease\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\r\x12\x1a\n\x12report_interval_ms\x18\x02 \x01(\r\x12\x17\n\x0fscheduler_epoch\x18\x03 \x01(\x06\"6\n\tReportAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0freport_pause_ms\x18\x02 \x01(\r\"\xb1\x01\n\x07\x43ommand\x12,\n\x05\x64rain\x18\x01 \x01(\x0b\x32\x1b.lbcore.api.v1.DrainCommandH\x00\x12,\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x1b.lbcore.api.v1.AbortCommandH\x00\x12?\n\x0fresend_prefixes\x18\x03 \x01(\x0b\x32$.lbcore.api.v1.ResendPrefixesCommandH\x00\x42\t\n\x07\x63ommand\"\x17\n\x15ResendPrefixesCommand\"#\n\x0c\x44rainCommand\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\r\"\"\n\x0c\x41\x62ortCommand\x12\x12\n\nrequest_id\x18\x01 \x01(\t2_\n\x0fRegistryService\x12L\n\x07\x43onnect\x12\x1d.lbcore.api.v1.ConnectRequest\x1a\x1e.lbcore.api.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,23 +34,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lbcore.api.v1.registry_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CONNECTREQUEST']._serialized_start=102
-  _globals['_CONNECTREQUEST']._serialized_end=339
-  _globals['_DRAINNOTICE']._serialized_start=341
-  _globals['_DRAINNOTICE']._serialized_end=354
-  _globals['_DEREGISTRATION']._serialized_start=356
-  _globals['_DEREGISTRATION']._serialized_end=372
-  _globals['_CONNECTRESPONSE']._serialized_start=375
-  _globals['_CONNECTRESPONSE']._serialized_end=533
-  _globals['_LEASE']._serialized_start=535
-  _globals['_LEASE']._serialized_end=611
-  _globals['_REPORTACK']._serialized_start=613
-  _globals['_REPORTACK']._serialized_end=667
-  _globals['_COMMAND']._serialized_start=669
-  _globals['_COMMAND']._serialized_end=781
-  _globals['_DRAINCOMMAND']._serialized_start=783
-  _globals['_DRAINCOMMAND']._serialized_end=818
-  _globals['_ABORTCOMMAND']._serialized_start=820
-  _globals['_ABORTCOMMAND']._serialized_end=854
-  _globals['_REGISTRYSERVICE']._serialized_start=856
-  _globals['_REGISTRYSERVICE']._serialized_end=951
+  _globals['_CONNECTREQUEST']._serialized_end=393
+  _globals['_PREFIXREPORT']._serialized_start=395
+  _globals['_PREFIXREPORT']._serialized_end=504
+  _globals['_DRAINNOTICE']._serialized_start=506
+  _globals['_DRAINNOTICE']._serialized_end=519
+  _globals['_DEREGISTRATION']._serialized_start=521
+  _globals['_DEREGISTRATION']._serialized_end=537
+  _globals['_CONNECTRESPONSE']._serialized_start=540
+  _globals['_CONNECTRESPONSE']._serialized_end=698
+  _globals['_LEASE']._serialized_start=700
+  _globals['_LEASE']._serialized_end=776
+  _globals['_REPORTACK']._serialized_start=778
+  _globals['_REPORTACK']._serialized_end=832
+  _globals['_COMMAND']._serialized_start=835
+  _globals['_COMMAND']._serialized_end=1012
+  _globals['_RESENDPREFIXESCOMMAND']._serialized_start=1014
+  _globals['_RESENDPREFIXESCOMMAND']._serialized_end=1037
+  _globals['_DRAINCOMMAND']._serialized_start=1039
+  _globals['_DRAINCOMMAND']._serialized_end=1074
+  _globals['_ABORTCOMMAND']._serialized_start=1076
+  _globals['_ABORTCOMMAND']._serialized_end=1110
+  _globals['_REGISTRYSERVICE']._serialized_start=1112
+  _globals['_REGISTRYSERVICE']._serialized_end=1207
 # @@protoc_insertion_point(module_scope)

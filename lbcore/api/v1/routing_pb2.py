@@ -26,37 +26,45 @@ from lbcore.api.v1 import failure_pb2 as lbcore_dot_api_dot_v1_dot_failure__pb2
 from lbcore.api.v1 import worker_pb2 as lbcore_dot_api_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blbcore/api/v1/routing.proto\x12\rlbcore.api.v1\x1a\x1blbcore/api/v1/failure.proto\x1a\x1albcore/api/v1/worker.proto\"\xcd\x02\n\x0cRouteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11prompt_byte_count\x18\x03 \x01(\r\x12\x15\n\rprefix_hashes\x18\x04 \x03(\x06\x12\x1f\n\x17prefix_block_byte_count\x18\x05 \x01(\r\x12\x1e\n\x16max_output_token_count\x18\x06 \x01(\r\x12\x12\n\ntimeout_ms\x18\x07 \x01(\r\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x12\n\nsession_id\x18\t \x01(\t\x12\x18\n\x10tried_worker_ids\x18\n \x03(\t\x12\x19\n\x11\x61\x62\x61ndoned_tickets\x18\x0b \x03(\x06\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x13\n\x0bttft_slo_ms\x18\r \x01(\r\x12\x13\n\x0btpot_slo_ms\x18\x0e \x01(\r\"A\n\x0cWorkerTarget\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\x97\x01\n\rRouteResponse\x12+\n\x06worker\x18\x01 \x01(\x0b\x32\x1b.lbcore.api.v1.WorkerTarget\x12\x0e\n\x06ticket\x18\x02 \x01(\x06\x12.\n\tfallbacks\x18\x03 \x03(\x0b\x32\x1b.lbcore.api.v1.WorkerTarget\x12\x19\n\x11predicted_ttft_ms\x18\x04 \x01(\x01\"t\n\x12RouteStreamRequest\x12\'\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x18.lbcore.api.v1.RouteCall\x12\x19\n\x11\x61\x62\x61ndoned_tickets\x18\x02 \x03(\x06\x12\x1a\n\x12withdrawn_call_ids\x18\x03 \x03(\x04\"J\n\tRouteCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.lbcore.api.v1.RouteRequest\"B\n\x13RouteStreamResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.lbcore.api.v1.RouteResult\"\xb5\x01\n\x0bRouteResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.lbcore.api.v1.RouteResponseH\x00\x12)\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x16.lbcore.api.v1.FailureH\x00\x12.\n\x07waiting\x18\x04 \x01(\x0b\x32\x1b.lbcore.api.v1.RouteWaitingH\x00\x42\x08\n\x06result\"-\n\x0cRouteWaiting\x12\x1d\n\x15waiting_request_count\x18\x01 \x01(\r\"!\n\x0eReleaseRequest\x12\x0f\n\x07tickets\x18\x01 \x03(\x06\")\n\x0fReleaseResponse\x12\x16\n\x0ereleased_count\x18\x01 \x01(\r\"\x15\n\x13WatchWorkersRequest\"r\n\x14WatchWorkersResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x08\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.lbcore.api.v1.WorkerStatus\x12\x1a\n\x12removed_worker_ids\x18\x03 \x03(\t2\xd3\x02\n\x0eRoutingService\x12\x42\n\x05Route\x12\x1b.lbcore.api.v1.RouteRequest\x1a\x1c.lbcore.api.v1.RouteResponse\x12X\n\x0bRouteStream\x12!.lbcore.api.v1.RouteStreamRequest\x1a\".lbcore.api.v1.RouteStreamResponse(\x01\x30\x01\x12H\n\x07Release\x12\x1d.lbcore.api.v1.ReleaseRequest\x1a\x1e.lbcore.api.v1.ReleaseResponse\x12Y\n\x0cWatchWorkers\x12\".lbcore.api.v1.WatchWorkersRequest\x1a#.lbcore.api.v1.WatchWorkersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blbcore/api/v1/routing.proto\x12\rlbcore.api.v1\x1a\x1blbcore/api/v1/failure.proto\x1a\x1albcore/api/v1/worker.proto\"\x88\x03\n\x0cRouteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11prompt_byte_count\x18\x03 \x01(\r\x12\x15\n\rprefix_hashes\x18\x04 \x03(\x06\x12\x1f\n\x17prefix_block_byte_count\x18\x05 \x01(\r\x12\x1e\n\x16max_output_token_count\x18\x06 \x01(\r\x12\x12\n\ntimeout_ms\x18\x07 \x01(\r\x12\x10\n\x08priority\x18\x08 \x01(\x05\x12\x12\n\nsession_id\x18\t \x01(\t\x12\x18\n\x10tried_worker_ids\x18\n \x03(\t\x12\x19\n\x11\x61\x62\x61ndoned_tickets\x18\x0b \x03(\x06\x12\x0e\n\x06tenant\x18\x0c \x01(\t\x12\x13\n\x0bttft_slo_ms\x18\r \x01(\r\x12\x13\n\x0btpot_slo_ms\x18\x0e \x01(\r\x12(\n\x05phase\x18\x0f \x01(\x0e\x32\x19.lbcore.api.v1.WorkerRole\x12\x0f\n\x07\x65xplain\x18\x10 \x01(\x08\"^\n\x0cWorkerTarget\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x1b\n\x13wants_prefix_hashes\x18\x04 \x01(\x08\"\xc8\x01\n\rRouteResponse\x12+\n\x06worker\x18\x01 \x01(\x0b\x32\x1b.lbcore.api.v1.WorkerTarget\x12\x0e\n\x06ticket\x18\x02 \x01(\x06\x12.\n\tfallbacks\x18\x03 \x03(\x0b\x32\x1b.lbcore.api.v1.WorkerTarget\x12\x19\n\x11predicted_ttft_ms\x18\x04 \x01(\x01\x12/\n\x0b\x65xplanation\x18\x05 \x01(\x0b\x32\x1a.lbcore.api.v1.Explanation\"\x8a\x01\n\x0b\x45xplanation\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x1a\n\x12prompt_token_count\x18\x02 \x01(\r\x12\x11\n\twaited_ms\x18\x03 \x01(\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\ncandidates\x18\x05 \x03(\x0b\x32\x18.lbcore.api.v1.Candidate\"\xbf\x01\n\tCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x01\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x03 \x01(\x01\x12\x32\n\x05terms\x18\x04 \x03(\x0b\x32#.lbcore.api.v1.Candidate.TermsEntry\x12\x13\n\x0b\x65xcluded_by\x18\x05 \x01(\t\x1a,\n\nTermsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"t\n\x12RouteStreamRequest\x12\'\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x18.lbcore.api.v1.RouteCall\x12\x19\n\x11\x61\x62\x61ndoned_tickets\x18\x02 \x03(\x06\x12\x1a\n\x12withdrawn_call_ids\x18\x03 \x03(\x04\"J\n\tRouteCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.lbcore.api.v1.RouteRequest\"B\n\x13RouteStreamResponse\x12+\n\x07results\x18\x01 \x03(\x0b\x32\x1a.lbcore.api.v1.RouteResult\"\xb5\x01\n\x0bRouteResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.lbcore.api.v1.RouteResponseH\x00\x12)\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x16.lbcore.api.v1.FailureH\x00\x12.\n\x07waiting\x18\x04 \x01(\x0b\x32\x1b.lbcore.api.v1.RouteWaitingH\x00\x42\x08\n\x06result\"-\n\x0cRouteWaiting\x12\x1d\n\x15waiting_request_count\x18\x01 \x01(\r\"!\n\x0eReleaseRequest\x12\x0f\n\x07tickets\x18\x01 \x03(\x06\")\n\x0fReleaseResponse\x12\x16\n\x0ereleased_count\x18\x01 \x01(\r\"\x15\n\x13WatchWorkersRequest\"r\n\x14WatchWorkersResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x08\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.lbcore.api.v1.WorkerStatus\x12\x1a\n\x12removed_worker_ids\x18\x03 \x03(\t2\xd3\x02\n\x0eRoutingService\x12\x42\n\x05Route\x12\x1b.lbcore.api.v1.RouteRequest\x1a\x1c.lbcore.api.v1.RouteResponse\x12X\n\x0bRouteStream\x12!.lbcore.api.v1.RouteStreamRequest\x1a\".lbcore.api.v1.RouteStreamResponse(\x01\x30\x01\x12H\n\x07Release\x12\x1d.lbcore.api.v1.ReleaseRequest\x1a\x1e.lbcore.api.v1.ReleaseResponse\x12Y\n\x0cWatchWorkers\x12\".lbcore.api.v1.WatchWorkersRequest\x1a#.lbcore.api.v1.WatchWorkersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lbcore.api.v1.routing_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CANDIDATE_TERMSENTRY']._loaded_options = None
+  _globals['_CANDIDATE_TERMSENTRY']._serialized_options = b'8\001'
   _globals['_ROUTEREQUEST']._serialized_start=104
-  _globals['_ROUTEREQUEST']._serialized_end=437
-  _globals['_WORKERTARGET']._serialized_start=439
-  _globals['_WORKERTARGET']._serialized_end=504
-  _globals['_ROUTERESPONSE']._serialized_start=507
-  _globals['_ROUTERESPONSE']._serialized_end=658
-  _globals['_ROUTESTREAMREQUEST']._serialized_start=660
-  _globals['_ROUTESTREAMREQUEST']._serialized_end=776
-  _globals['_ROUTECALL']._serialized_start=778
-  _globals['_ROUTECALL']._serialized_end=852
-  _globals['_ROUTESTREAMRESPONSE']._serialized_start=854
-  _globals['_ROUTESTREAMRESPONSE']._serialized_end=920
-  _globals['_ROUTERESULT']._serialized_start=923
-  _globals['_ROUTERESULT']._serialized_end=1104
-  _globals['_ROUTEWAITING']._serialized_start=1106
-  _globals['_ROUTEWAITING']._serialized_end=1151
-  _globals['_RELEASEREQUEST']._serialized_start=1153
-  _globals['_RELEASEREQUEST']._serialized_end=1186
-  _globals['_RELEASERESPONSE']._serialized_start=1188
-  _globals['_RELEASERESPONSE']._serialized_end=1229
-  _globals['_WATCHWORKERSREQUEST']._serialized_start=1231
-  _globals['_WATCHWORKERSREQUEST']._serialized_end=1252
-  _globals['_WATCHWORKERSRESPONSE']._serialized_start=1254
-  _globals['_WATCHWORKERSRESPONSE']._serialized_end=1368
-  _globals['_ROUTINGSERVICE']._serialized_start=1371
-  _globals['_ROUTINGSERVICE']._serialized_end=1710
+  _globals['_ROUTEREQUEST']._serialized_end=496
+  _globals['_WORKERTARGET']._serialized_start=498
+  _globals['_WORKERTARGET']._serialized_end=592
+  _globals['_ROUTERESPONSE']._serialized_start=595
+  _globals['_ROUTERESPONSE']._serialized_end=795
+  _globals['_EXPLANATION']._serialized_start=798
+  _globals['_EXPLANATION']._serialized_end=936
+  _globals['_CANDIDATE']._serialized_start=939
+  _globals['_CANDIDATE']._serialized_end=1130
+  _globals['_CANDIDATE_TERMSENTRY']._serialized_start=1086
+  _globals['_CANDIDATE_TERMSENTRY']._serialized_end=1130
+  _globals['_ROUTESTREAMREQUEST']._serialized_start=1132
+  _globals['_ROUTESTREAMREQUEST']._serialized_end=1248
+  _globals['_ROUTECALL']._serialized_start=1250
+  _globals['_ROUTECALL']._serialized_end=1324
+  _globals['_ROUTESTREAMRESPONSE']._serialized_start=1326
+  _globals['_ROUTESTREAMRESPONSE']._serialized_end=1392
+  _globals['_ROUTERESULT']._serialized_start=1395
+  _globals['_ROUTERESULT']._serialized_end=1576
+  _globals['_ROUTEWAITING']._serialized_start=1578
+  _globals['_ROUTEWAITING']._serialized_end=1623
+  _globals['_RELEASEREQUEST']._serialized_start=1625
+  _globals['_RELEASEREQUEST']._serialized_end=1658
+  _globals['_RELEASERESPONSE']._serialized_start=1660
+  _globals['_RELEASERESPONSE']._serialized_end=1701
+  _globals['_WATCHWORKERSREQUEST']._serialized_start=1703
+  _globals['_WATCHWORKERSREQUEST']._serialized_end=1724
+  _globals['_WATCHWORKERSRESPONSE']._serialized_start=1726
+  _globals['_WATCHWORKERSRESPONSE']._serialized_end=1840
+  _globals['_ROUTINGSERVICE']._serialized_start=1843
+  _globals['_ROUTINGSERVICE']._serialized_end=2182
 # @@protoc_insertion_point(module_scope)

@@ -32,7 +32,7 @@ WORKER_STATE_SILENT: WorkerState
 WORKER_STATE_UNREADY: WorkerState
 
 class WorkerSpec(_message.Message):
-    __slots__ = ("worker_id", "epoch", "address", "models", "role", "engine", "capacity", "labels", "version")
+    __slots__ = ("worker_id", "epoch", "address", "models", "role", "engine", "capacity", "labels", "version", "reports_prefixes")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,7 @@ class WorkerSpec(_message.Message):
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_PREFIXES_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     epoch: int
     address: str
@@ -58,7 +59,8 @@ class WorkerSpec(_message.Message):
     capacity: Capacity
     labels: _containers.ScalarMap[str, str]
     version: str
-    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ServedModel, _Mapping]]] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., engine: _Optional[str] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., version: _Optional[str] = ...) -> None: ...
+    reports_prefixes: bool
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ServedModel, _Mapping]]] = ..., role: _Optional[_Union[WorkerRole, str]] = ..., engine: _Optional[str] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., version: _Optional[str] = ..., reports_prefixes: bool = ...) -> None: ...
 
 class ServedModel(_message.Message):
     __slots__ = ("name", "adapters", "context_length", "created_unix_s")
