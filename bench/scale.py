@@ -4,11 +4,13 @@
 
 Picks and reports alone are timed inside this process, on a simulated clock; gateways and the load of reports on a real
 lb-scheduler, by the CPU time that the system counts for it. The last column of a table is the slope between its ends.
+The fleets have room for whatever is asked; should a request be refused or wait nevertheless, a sentence and 1 end it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from random import Random
@@ -16,7 +18,8 @@ from statistics import median
 from time import monotonic, thread_time
 
 from bench.pick import MODEL, Fleet
-from bench.route import fleet, measure, scheduler
+from bench.routing.client import NoFigures, measure, prompt_tokens
+from bench.routing.workers import ample_tokens_per_s, fleet, scheduler
 from lbcore import log
 from lbcore.pick import pick
 from lbcore.policies.presets import DEFAULT_POLICY
@@ -32,6 +35,9 @@ BYTES_PER_TOKEN = 4
 GATEWAYS = (1, 4, 16)
 UPDATES = (0, 10, 100)
 PICKS = 300
+GATEWAY_WORKERS, GATEWAY_BLOCKS = 2, 5
+REPORT_BLOCKS = 16
+UNANSWERED = 256
 
 
 def row(name: str, sizes: Sequence[int], costs: Sequence[float], unit: str) -> None:
@@ -101,11 +107,14 @@ def hash_us(tokens: int) -> float:
 
 
 async def gateways(seconds: float) -> None:
-    title("one process, 2 workers, 256 open", GATEWAYS)
+    title(f"one process, {GATEWAY_WORKERS} workers, {UNANSWERED} open", GATEWAYS)
+    speed = ample_tokens_per_s(GATEWAY_WORKERS, prompt_tokens(GATEWAY_BLOCKS))
     async with AsyncExitStack() as stack:
         process = await stack.enter_async_context(scheduler())
-        workers = await stack.enter_async_context(fleet(2, process.address))
-        found = [await measure(process, workers, 5, 256, seconds, streams=count) for count in GATEWAYS]
+        workers = await stack.enter_async_context(fleet(GATEWAY_WORKERS, process.address, speed))
+        found = [
+            await measure(process, workers, GATEWAY_BLOCKS, UNANSWERED, seconds, streams=count) for count in GATEWAYS
+        ]
     row("CPU us per route, by gateways", GATEWAYS, [one.cpu_us_per_route for one in found], "gateway")
 
 
@@ -117,14 +126,15 @@ async def reports(seconds: float) -> None:
     for size in (*WORKERS,):
         async with AsyncExitStack() as stack:
             process = await stack.enter_async_context(scheduler())
-            workers = await stack.enter_async_context(fleet(size, process.address))
+            speed = ample_tokens_per_s(size, prompt_tokens(REPORT_BLOCKS))
+            workers = await stack.enter_async_context(fleet(size, process.address, speed))
             await asyncio.sleep(0.5)
             wall, cpu, count = monotonic(), process.cpu_s(), workers.reports
             await asyncio.sleep(seconds * 2)
             wall, cpu, count = monotonic() - wall, process.cpu_s() - cpu, workers.reports - count
             each = 1e6 * cpu / max(1, count)
             print(f"{size:>8}{'idle':>8}{count / wall:>11,.0f}{0:>10}{cpu / wall:>7.0%}{each:>15.0f}", flush=True)
-            found = await measure(process, workers, 16, 256, seconds)
+            found = await measure(process, workers, REPORT_BLOCKS, UNANSWERED, seconds)
             print(
                 f"{size:>8}{'loaded':>8}{found.reports_per_s:>11,.0f}{found.routes_per_s:>10,.0f}{found.busy_ratio:>7.0%}"
                 f"{'':>15}{found.cpu_us_per_route:>14.0f}",
@@ -146,8 +156,11 @@ def main() -> None:
     title("one report, us, by tickets in it", UPDATES)
     for size in WORKERS:
         row(f"{size} workers", UPDATES, [report_us(size, count) for count in UPDATES], "ticket")
-    asyncio.run(gateways(1.0))
-    asyncio.run(reports(1.5))
+    try:
+        asyncio.run(gateways(1.0))
+        asyncio.run(reports(1.5))
+    except NoFigures as reason:
+        sys.exit(f"No figures. {reason}")
 
 
 if __name__ == "__main__":

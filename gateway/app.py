@@ -12,16 +12,20 @@ import structlog
 from aiohttp import web
 
 from gateway.config import GatewayConfig
-from gateway.exchange import Exchanges
+from gateway.exchange import Exchanges, Trace
 from gateway.fleet import Fleet
 from gateway.handlers import Handlers
 from gateway.metrics import GatewayMetrics
 from gateway.processes import Place
 from gateway.siblings import OwnPage
+from gateway.trace import TraceWriter
 from lbcore.clock import Clock
 from lbcore.dispatch import Dispatcher
 from lbcore.errors import ConfigError
 from lbcore.garbage import look_seldom
+from lbcore.generation import Finished
+from lbcore.line_file import LineFile
+from lbcore.types import RouteFacts
 from lbcore.wire.clients import GenerationClients
 from lbcore.wire.routing_client import RoutingClient
 
@@ -32,19 +36,22 @@ _unparsable = logging.getLogger("gateway.unparsable")
 _unparsable.setLevel(logging.CRITICAL)
 
 
-async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then lets running requests finish. `place` is its place among its siblings.
+async def run(config: GatewayConfig, clock: Clock, trace_key: bytes, place: Place | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running requests finish. `place` is its place among its siblings, which
+    all have the same `trace_key`.
 
     Raises:
         ConfigError: the gateway cannot start like this.
     """
+    lines = LineFile(config.trace, "--trace") if config.trace else None
     routing = RoutingClient(config.scheduler)
     workers = GenerationClients()
     metrics = GatewayMetrics()
     fleet = Fleet(on_change=workers.keep_only)
     dispatcher = Dispatcher(routing, workers, clock)
     rng = Random(SystemRandom().randrange(2**64))
-    exchanges = Exchanges(config, dispatcher.start, fleet, metrics, clock)
+    trace = None if lines is None else trace_to(lines, trace_key)
+    exchanges = Exchanges(config, dispatcher.start, fleet, metrics, clock, trace)
     handlers = Handlers(exchanges, rng, place)
     server = handlers.server(logger=_unparsable)
     runner = web.ServerRunner(server, shutdown_timeout=config.drain_timeout_s)
@@ -56,6 +63,7 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
         raise ConfigError(f"--port: cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
     loop = asyncio.get_running_loop()
     following = loop.create_task(fleet.follow(routing, rng))
+    tracing = None if lines is None else loop.create_task(lines.keep_writing(clock))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -85,6 +93,21 @@ async def run(config: GatewayConfig, clock: Clock, place: Place | None = None) -
             await own_page.stop()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+        if lines is not None and tracing is not None:
+            tracing.cancel()
+            await asyncio.gather(tracing, return_exceptions=True)
+            await lines.close()
         await workers.close()
         await routing.close()
     log.info("stopped")
+
+
+def trace_to(lines: LineFile, key: bytes) -> Trace:
+    """Has finished requests written down, as far as their engine has counted their tokens."""
+    writer = TraceWriter(key)
+
+    def trace(facts: RouteFacts, usage: Finished, at_unix_s: float) -> None:
+        if lines.is_open and usage.prompt_tokens:
+            lines.put(writer.line(facts, usage, at_unix_s))
+
+    return trace

@@ -25,4 +25,13 @@ class GatewayConfig:
     drain_timeout_s: float = option(
         30.0, check=at_least(0), help="seconds that running requests get after SIGTERM before they are cut"
     )
+    debug_headers: bool = option(
+        False,
+        help="tell clients who send X-LB-Explain: 1 why a request went where it went, and so the names of workers",
+    )
+    trace: str = option(
+        "",
+        metavar="FILE",
+        help="file to which finished requests are appended, without texts and names, for lbctl simulate",
+    )
     log_level: str = option("info", choices=LEVELS, help="least severe log lines shown")

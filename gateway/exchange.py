@@ -14,6 +14,7 @@ import structlog
 
 from gateway import sse
 from gateway.config import GatewayConfig
+from gateway.decision import HEADER, decision_header
 from gateway.errors import openai_error
 from gateway.fleet import Fleet
 from gateway.metrics import GatewayMetrics
@@ -47,13 +48,25 @@ class Start(Protocol):
     ) -> Dispatch: ...
 
 
+Trace = Callable[[RouteFacts, Finished, float], None]
+"""Hears of each request that was answered to its end: what it was, its token counts, and when it came (in seconds since
+1970)."""
+
+
 class Exchanges:
     """What all requests of a process share, and how many there are."""
 
     def __init__(
-        self, config: GatewayConfig, start: Start, fleet: Fleet, metrics: GatewayMetrics, clock: Clock
+        self,
+        config: GatewayConfig,
+        start: Start,
+        fleet: Fleet,
+        metrics: GatewayMetrics,
+        clock: Clock,
+        trace: Trace | None = None,
     ) -> None:
         self.config = config
+        self.trace = trace
         self.start = start
         self.fleet = fleet
         self.metrics = metrics
@@ -70,8 +83,10 @@ class Exchange:
         "_answer",
         "_arrived",
         "_chunks",
+        "_decision",
         "_dialect",
         "_dispatch",
+        "_facts",
         "_first_token",
         "_has_begun",
         "_model",
@@ -104,6 +119,9 @@ class Exchange:
         self._model = ""
         self._first_token: float | None = None
         self._usage: Finished | None = None
+        self._facts: RouteFacts | None = None
+        #: The header line of an answer that is to say where it comes from, once that is decided.
+        self._decision = b""
         #: Every worker that was tried; the last one answered, if any did.
         self._workers: list[WorkerId] = []
         self._dispatch: Dispatch | None = None
@@ -148,7 +166,8 @@ class Exchange:
                 assert type(answer) is Vectors
                 self._vectors: tuple[Vectors, list[Event]] = answer, []
                 take, done = self._gather_vectors, self._gathered_vectors
-        facts = RouteFacts(
+        shared = self._shared
+        facts = self._facts = RouteFacts(
             self.request_id,
             request.model,
             len(request.prompt),
@@ -159,8 +178,9 @@ class Exchange:
             tenant=terms.tenant,
             ttft_slo_ms=terms.ttft_slo_ms,
             tpot_slo_ms=terms.tpot_slo_ms,
+            explain=terms.explain and shared.config.debug_headers,
         )
-        timeout_s = self._shared.config.request_timeout_s
+        timeout_s = shared.config.request_timeout_s
         if terms.timeout_s is not None and terms.timeout_s < timeout_s:
             timeout_s = terms.timeout_s
         generation = GenerationRequest(
@@ -172,12 +192,14 @@ class Exchange:
             wants_token_ids=False,
             is_whole=not request.stream,
         )
-        self._dispatch = self._shared.start(facts, generation, take, done, self._tried)
+        self._dispatch = shared.start(facts, generation, take, done, self._tried)
 
     def _tried(self, attempt: Attempt) -> None:
         error = attempt.error
         if error is None:
             self._workers.append(attempt.worker_id)
+            if self._facts is not None and self._facts.explain and attempt.route is not None:
+                self._decision = f"{HEADER}: {decision_header(attempt.route)}\r\n".encode("ascii")
             return
         self._shared.metrics.attempt_failed(error)
         log.info(
@@ -202,7 +224,7 @@ class Exchange:
         body = self._whole
         assert body is not None, "a run without an error ends with Finished"
         peer = self._peer
-        head = self._shared.heads.whole(peer, 200, JSON, self.request_id, len(body))
+        head = self._shared.heads.whole(peer, 200, JSON, self.request_id, len(body), self._decision)
         if not peer.transport.is_closing():
             peer.transport.write(head + body)
         self._close(None)
@@ -227,7 +249,8 @@ class Exchange:
                 await asyncio.sleep(0)
                 body = vectors.add(events[start : start + EVENTS_AT_ONCE])
             assert body is not None, "a run without an error ends with Finished"
-            head = self._shared.heads.whole(self._peer, 200, JSON, self.request_id, sum(map(len, body)))
+            length = sum(map(len, body))
+            head = self._shared.heads.whole(self._peer, 200, JSON, self.request_id, length, self._decision)
         except Exception as error:
             self._refuse(error)
             return
@@ -265,7 +288,7 @@ class Exchange:
             if not peer.is_http_1_1:
                 peer.keeps_alive = False
             self._first_token = self._shared.clock.now()
-            frames = self._shared.heads.stream(peer, self.request_id) + frames
+            frames = self._shared.heads.stream(peer, self.request_id, self._decision) + frames
         if transport.is_closing():
             # The client is gone, and the request about to be cancelled.
             return
@@ -291,7 +314,8 @@ class Exchange:
     def _refuse(self, error: Exception) -> None:
         answer = openai_error(error)
         peer = self._peer
-        head = self._shared.heads.whole(peer, answer.status, answer.headers, self.request_id, len(answer.body))
+        heads, length = self._shared.heads, len(answer.body)
+        head = heads.whole(peer, answer.status, answer.headers, self.request_id, length, self._decision)
         if not peer.transport.is_closing():
             peer.transport.write(head + answer.body)
         self._close(error)
@@ -313,6 +337,8 @@ class Exchange:
         model = self._model if shared.fleet.serves(self._model) else ""
         ttft_s = None if self._first_token is None or arrived is None else self._first_token - arrived
         usage = self._usage
+        if shared.trace is not None and usage is not None and self._facts is not None and duration_s is not None:
+            shared.trace(self._facts, usage, unix_time_s() - duration_s)
         shared.metrics.answered(self._dialect.value, model, code, duration_s, ttft_s, usage)
         info_often(
             "request",

@@ -30,7 +30,8 @@ _START = re.compile(rb"POST /v1/(chat/completions|completions) HTTP/1\.1\r\n")
 _FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)++")
 _WANTED = re.compile(
     rb"\n(host|content-length|x-request-id|x-session-id|x-tenant-id|authorization|connection|proxy-connection"
-    rb"|transfer-encoding|content-encoding|expect|upgrade|x-priority|x-slo-ttft-ms|x-slo-tpot-ms|x-request-timeout-ms)"
+    rb"|transfer-encoding|content-encoding|expect|upgrade|x-priority|x-slo-ttft-ms|x-slo-tpot-ms|x-request-timeout-ms"
+    rb"|x-lb-explain)"
     rb":[ \t]*+([^\r]*+)",
     re.IGNORECASE,
 )

@@ -56,14 +56,17 @@ class Heads:
         self._date = b""
         self._fixed: dict[int, bytes] = {}
 
-    def whole(self, peer: Peer, status: int, headers: Mapping[str, str], request_id: str, length: int) -> bytes:
-        """The head of an answer whose length is known."""
-        return b"%bContent-Length: %d\r\n\r\n" % (self._head(peer, status, headers, request_id), length)
+    def whole(
+        self, peer: Peer, status: int, headers: Mapping[str, str], request_id: str, length: int, more: bytes = b""
+    ) -> bytes:
+        """The head of an answer whose length is known; `more` are whole lines."""
+        head = self._head(peer, status, headers, request_id)
+        return b"%b%bContent-Length: %d\r\n\r\n" % (head, more, length)
 
-    def stream(self, peer: Peer, request_id: str) -> bytes:
+    def stream(self, peer: Peer, request_id: str, more: bytes = b"") -> bytes:
         """The head of a stream of events. HTTP/1.0 knows no pieces: the connection's end is the answer's."""
         encoding = b"Transfer-Encoding: chunked\r\n\r\n" if peer.is_http_1_1 else b"\r\n"
-        return self._head(peer, 200, STREAM, request_id) + encoding
+        return self._head(peer, 200, STREAM, request_id) + more + encoding
 
     def _head(self, peer: Peer, status: int, headers: Mapping[str, str], request_id: str) -> bytes:
         second = int(unix_time_s())

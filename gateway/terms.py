@@ -32,6 +32,8 @@ class Terms(NamedTuple):
     tpot_slo_ms: float = 0.0
     timeout_s: float | None = None
     """None when the client leaves it to the gateway."""
+    explain: bool = False
+    """Whether the answer is to say why it came from where it came."""
 
 
 def terms_of(headers: Mapping[str, str]) -> Terms:
@@ -49,6 +51,7 @@ def terms_of(headers: Mapping[str, str]) -> Terms:
         _positive("X-SLO-TTFT-MS", get("X-SLO-TTFT-MS")),
         _positive("X-SLO-TPOT-MS", get("X-SLO-TPOT-MS")),
         timeout_ms / 1000 if timeout_ms else None,
+        get("X-LB-Explain") == "1",
     )
 
 

@@ -1,17 +1,21 @@
 """What it costs to send a request to a worker: arithmetic in milliseconds, no memory, no choice.
 
-    cost  = wait + own · (1 + q · min(Q, 1) + θ · min(d, 64)) + L · t · (γ + β · δ · d) + ρ · W + blocked
+    cost  = wait + own · (1 + q · min(Q, 1) + θ · min(d, 64) · f) + L · t · (γ + β · δ · d) + ρ · W + blocked
 
     wait     until the prefill in front of the request is done: the queue of the worker's last report, worked off since
              at its measured speed, credit, and what waits in the scheduler for this worker
     own      a · (n + α · (P² - k²) / 2): prefill of the request's n = P - k uncached tokens of P; each token attends to
-             those before it, which costs a part α of a token's own price for each
-    Q        requests that wait for their prefill, in engines and in the scheduler, for each worker of the fleet
+             those before it, which costs a part α of a token's own price for each; and loading its adapter, where it
+             is not loaded
+    Q        requests that wait for their prefill, in engines and in the scheduler, for each worker that could take one
     d        requests in flight at the worker, reported and credit
+    f        min(1, W / 120 s) + own / (L · t): which part of their time those that decode there stand still, for
+             prompts given lately and for this one
     t        milliseconds of one decoding step of this worker, measured
     W        milliseconds of prefill given to this worker lately: an exponential sum over 120 s
-    blocked  s + m, where s is the time until a sequence slot is free: (d - S + 1) · L · t / S when all S are taken; and
-             m the time until KV blocks are free for the prompt, at the rate at which the requests in flight leave them
+    blocked  s + m + l, where s is the time until a sequence slot is free: (d - S + 1) · L · t / S when all S are taken;
+             m the time until KV blocks are free for the prompt, at the rate at which the requests in flight leave them;
+             and l loading again the adapter that has to make room for this one's
     a        milliseconds per prompt token of this worker, measured
     L        length of an answer in tokens
 
@@ -25,8 +29,10 @@ So a prefix hit is worth more where queues are long, and a prefix that everybody
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
+from lbcore.adapters import Loading
 from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Snapshot
 
 DEFAULT_PREFILL_MS_PER_TOKEN = 0.1
@@ -43,8 +49,10 @@ QUEUE_LIMIT = 1.0
 """Waiting requests per worker beyond which a hit is worth no more. With 4, a crowd whose prompts all begin alike waits
 for the one worker that holds the beginning, while computing it elsewhere would serve them all from there on."""
 
-INTERFERENCE_PER_REQUEST = 0.05
-"""θ: what a millisecond in which a decoding request stands still counts beside one of waiting for a first token."""
+INTERFERENCE_PER_REQUEST = 0.1
+"""θ · f: what a millisecond in which a decoding request stands still counts beside one of waiting for a first token. A
+short pause is nothing to an answer of many seconds, and one more of many is worse than the first. With a constant in
+place of f, short prompts gather at few workers, whose answers then are late (Azure's trace: goodput 0.95, not 0.99)."""
 
 INTERFERENCE_REQUEST_LIMIT = 64
 """Requests beyond which interference grows no more, lest crowded workers only decode and the others only prefill."""
@@ -55,9 +63,9 @@ EXPECTED_OUTPUT_TOKENS = 256
 STEP_SLOPE = 0.01
 """δ: how much one more sequence prolongs each decoding step; tables of 70B models give 0.35 ms on 30 ms."""
 
-CROWDING_WEIGHT = 0.2
-"""β: what a millisecond of a longer step counts beside one of waiting for a first token. In simulation 0.4 costs 2 to
-4 % of mean time to first token, and 0.1 up to a third of goodput where one prompt in twenty is very long."""
+CROWDING_WEIGHT = 0.1
+"""β: what a millisecond of a longer step counts beside one of waiting for a first token. In simulation 0.05 costs a
+fifth of goodput where one prompt in twenty is very long."""
 
 DECODING_WEIGHT = 0.1
 """γ: what a millisecond of the request's own decoding counts beside one of waiting for a first token. Where half of a
@@ -74,11 +82,16 @@ DEFAULT_STEP_MS = 20.0
 """t while unmeasured: 50 tokens/s for each sequence."""
 
 
+_TERMS = attrgetter("terms")
+
+
 class Burden(NamedTuple):
     """The parts of a worker's cost that do not depend on the request."""
 
     interference: float
-    """1 + θ · min(d, 64)."""
+    """1 + θ · min(d, 64) · min(1, W / 120 s)."""
+    pause_per_ms: float
+    """θ · min(d, 64) / (L · t): what interference grows by for each millisecond of prefill."""
     fixed_ms: float
     """All terms without wait and own."""
     kv_room_tokens: float
@@ -115,48 +128,71 @@ def burden(load: LoadReport, credit_requests: int, credit_tokens: int, capacity:
     if capacity.kv_blocks and tokens:
         room = float((capacity.kv_blocks - load.kv_used_blocks) * capacity.kv_block_size - credit_tokens)
         release_ms = EXPECTED_OUTPUT_TOKENS * step_ms / tokens
-    interference = 1.0 + INTERFERENCE_PER_REQUEST * min(requests, INTERFERENCE_REQUEST_LIMIT)
-    return Burden(interference, fixed_ms, room, release_ms)
+    disturbed = INTERFERENCE_PER_REQUEST * min(requests, INTERFERENCE_REQUEST_LIMIT)
+    interference = 1.0 + disturbed * min(1.0, recent_ms / (BALANCE_TAU_S * 1000))
+    return Burden(interference, disturbed / (EXPECTED_OUTPUT_TOKENS * step_ms), fixed_ms, room, release_ms)
 
 
 def own_ms(request: PickRequest, endpoint: Endpoint) -> float:
-    """The prefill of `request` alone at `endpoint`."""
-    cached_tokens = request.hit_tokens.get(endpoint.spec.worker_id, 0.0)
-    return prefill_ms(endpoint.token_ms, endpoint.attention_ratio, request.prompt_tokens, cached_tokens)
+    """The prefill of `request` alone at `endpoint`, and loading its adapter where it is not."""
+    worker_id = endpoint.spec.worker_id
+    cached_tokens = request.hit_tokens.get(worker_id, 0.0)
+    work_ms = prefill_ms(endpoint.token_ms, endpoint.attention_ratio, request.prompt_tokens, cached_tokens)
+    loading = request.loading.get(worker_id)
+    return work_ms if loading is None else work_ms + loading.own_ms
 
 
 def first_token_ms(request: PickRequest, endpoint: Endpoint, now: float) -> float:
     """Predicted time to first token of `request` at `endpoint`, in milliseconds."""
-    return endpoint.wait_ms(now) + own_ms(request, endpoint) + endpoint.load.step_time_ms
+    held_ms = request.held_ms.get(endpoint.spec.worker_id, 0.0)
+    return endpoint.wait_ms(now) + held_ms + own_ms(request, endpoint) + endpoint.load.step_time_ms
+
+
+def step_ms(endpoint: Endpoint) -> float:
+    """Predicted time per token of one more request at `endpoint`, in milliseconds; 0 while nothing was measured."""
+    # The measured step has all in it that the report knows of.
+    return endpoint.load.step_time_ms * (1.0 + STEP_SLOPE * (endpoint.credit_requests + 1))
 
 
 def delays_ms(request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot) -> list[float]:
     """What `request` costs at each candidate, in milliseconds."""
     now_ms = snapshot.taken_at * 1000
     tokens = float(request.prompt_tokens)
-    square = tokens * tokens * 0.5
-    waiting = snapshot.waiting_requests / max(1, len(snapshot.endpoints))
+    waiting = snapshot.waiting_requests / max(1, len(candidates))
     behind = QUEUE_WEIGHT * min(waiting, QUEUE_LIMIT)
-    hit_tokens, held_ms = request.hit_tokens, request.held_ms
-    terms = [candidate.terms for candidate in candidates]
-    if not hit_tokens and not held_ms:
-        return [
-            fixed_ms
-            + token_ms * (tokens + attention * square) * (interference + behind)
-            + (free_ms - now_ms if free_ms > now_ms else 0.0)
-            + ((tokens - kv_room) * kv_ms if tokens > kv_room else 0.0)
-            for _, token_ms, attention, free_ms, interference, fixed_ms, kv_room, kv_ms in terms
-        ]
-    get = hit_tokens.get
+    # Who holds nothing has an expression of its own: it is the longer half of a great fleet, and the shorter one.
+    get = request.hit_tokens.get
+    terms = map(_TERMS, candidates)
     costs = [
         fixed_ms
-        + token_ms
-        * (tokens - (cached := get(worker_id, 0.0)) + attention * (square - cached * cached * 0.5))
-        * (interference + behind)
+        + (own := (uncached := tokens - cached) * (token_ms + half_pair_ms * (tokens + cached)))
+        * (interference + pause_per_ms * own + behind)
         + (free_ms - now_ms if free_ms > now_ms else 0.0)
-        + ((tokens - cached - kv_room) * kv_ms if tokens - cached > kv_room else 0.0)
-        for worker_id, token_ms, attention, free_ms, interference, fixed_ms, kv_room, kv_ms in terms
+        + ((uncached - kv_room) * kv_ms if uncached > kv_room else 0.0)
+        if (cached := get(worker_id))
+        else fixed_ms
+        + (own := tokens * (token_ms + half_pair_ms * tokens)) * (interference + pause_per_ms * own + behind)
+        + (free_ms - now_ms if free_ms > now_ms else 0.0)
+        + ((tokens - kv_room) * kv_ms if tokens > kv_room else 0.0)
+        for worker_id, token_ms, half_pair_ms, free_ms, interference, pause_per_ms, fixed_ms, kv_room, kv_ms in terms
     ]
-    if held_ms:
-        costs = [cost + held_ms.get(one[0], 0.0) for cost, one in zip(costs, terms, strict=True)]
+    if loading := request.loading:
+        costs = [
+            cost + _loading_ms(request, candidate, load, behind)
+            if (load := loading.get(candidate.spec.worker_id))
+            else cost
+            for cost, candidate in zip(costs, candidates, strict=True)
+        ]
+    if held_ms := request.held_ms:
+        costs = [
+            cost + held_ms.get(candidate.spec.worker_id, 0.0) for cost, candidate in zip(costs, candidates, strict=True)
+        ]
     return costs
+
+
+def _loading_ms(request: PickRequest, endpoint: Endpoint, loading: Loading, behind: float) -> float:
+    """What loading an adapter adds to the cost: it is work of the request's own, and of another to come."""
+    work_ms = own_ms(request, endpoint)
+    prompt_ms = work_ms - loading.own_ms
+    pauses = endpoint.pause_per_ms * (work_ms**2 - prompt_ms**2)
+    return loading.own_ms * (endpoint.interference + behind) + pauses + loading.again_ms

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
-from lbcore.types import Ticket, WorkerId
+from lbcore.types import NO_TICKET, Ticket, WorkerId
 
 MAX_LESSONS = 1024
 """Accepted dispatches remembered for each account because their end still teaches something; the oldest are forgotten.
@@ -54,6 +54,10 @@ class Booking(NamedTuple):
     """0 when nothing is to be learned from them, or nothing any more."""
     held_ratio: float
     """Which part of the prompt the worker was believed to hold, 0..1."""
+    ticket: Ticket = NO_TICKET
+    """Its own number, for what else hangs on it."""
+    loaded_ttft_ms: float = -1.0
+    """When its first token would have been expected had its adapter been loaded; negative when it was."""
 
 
 class Ledger:

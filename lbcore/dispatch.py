@@ -28,6 +28,8 @@ class Attempt:
     worker_id: WorkerId
     error: LoadBalancerError | None
     """None while it goes well."""
+    route: Route | None = None
+    """Of one that begins: what was said of where to go."""
 
 
 def _nobody(attempt: Attempt) -> None:
@@ -125,7 +127,7 @@ class Dispatch:
         self._route = route
         self._tried |= {target.worker_id}
         self._fallbacks = route.fallbacks or self._fallbacks
-        self._observe(Attempt(target.worker_id, None))
+        self._observe(Attempt(target.worker_id, None, route))
         if self._stopped():
             self._owner.routing.release(route.ticket)
             return
@@ -135,6 +137,13 @@ class Dispatch:
         self._heard = False
         self._has_passed_on = False
         request = self._request._replace(ticket=route.ticket, timeout_s=self._left_s())
+        if target.wants_prefix_hashes:
+            facts = self._facts
+            request = request._replace(
+                prefix_hashes=facts.prefix_hashes,
+                prefix_block_bytes=facts.prefix_block_bytes,
+                prompt_bytes=facts.prompt_bytes,
+            )
         self._call = self._owner.workers.to(target).begin(request, self._hear)
 
     def _hear(self, events: list[Event], flow: Flow) -> None:

@@ -40,6 +40,10 @@ class GenerationRequest(NamedTuple):
     """Whether the caller reads token ids; a worker need not send them otherwise."""
     is_whole: bool = False
     """Whether the caller reads the answer when it is complete: a worker may join what comes after the first delta."""
+    prefix_hashes: tuple[int, ...] = ()
+    """Of the prompt, as `RouteFacts` has them, for a worker that wants them; so with the two below."""
+    prefix_block_bytes: int = 0
+    prompt_bytes: int = 0
 
 
 class FinishReason(StrEnum):

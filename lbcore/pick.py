@@ -23,7 +23,7 @@ def pick(request: PickRequest, snapshot: Snapshot, policy: Policy, rng: Random) 
     for part in policy.filters:
         if part.keeps_all(request, agreement):
             continue
-        candidates = part.keep(request, candidates)
+        candidates = part.keep(request, candidates, snapshot.taken_at)
         if not candidates:
             return Refused(part.refusal)
     costs = policy.cost.cost(request, candidates, snapshot)

@@ -21,6 +21,8 @@ from lbcore.pool_events import (
     DrainNoticed,
     PoolEffect,
     PoolEvent,
+    PrefixesMissed,
+    PrefixesReported,
     Registered,
     Released,
     Reported,
@@ -39,10 +41,12 @@ from lbcore.pool_records import PRIOR_TOKENS_PER_BYTE, ModelRecord, WorkerRecord
 from lbcore.prefix import bytes_of
 from lbcore.types import (
     NO_HITS,
+    NO_LOADING,
     Endpoint,
     Epoch,
     LoadReport,
     PickRequest,
+    Role,
     RouteFacts,
     Snapshot,
     TicketPhase,
@@ -84,6 +88,8 @@ class WorkerPool:
                 return self._dispatched(event, now)
             case Released():
                 return [CreditReleased(self._take_back(self._ledger.release(event.tickets)))]
+            case PrefixesReported():
+                return self._prefixes_reported(event)
             case Ticked():
                 return self._ticked(now)
             case Registered():
@@ -95,21 +101,24 @@ class WorkerPool:
             case Deregistered():
                 return self._deregistered(event)
 
-    def snapshot(self, model: str, now: float) -> Snapshot:
-        """All endpoints that serve `model`, whatever their state; none for a model that nobody serves."""
+    def snapshot(self, model: str, now: float, phase: Role = Role.MIXED) -> Snapshot:
+        """All endpoints that serve `model`, whatever their state and role; none for a model that nobody serves. Who
+        waits is counted where the phase is taken."""
         served = self._models.get(model)
         if served is None:
             return Snapshot(now, 0, ())
-        return served.snapshot(now)
+        return served.snapshot(now, phase)
 
     def pick_request(self, facts: RouteFacts) -> PickRequest:
         """The facts in tokens, with what each worker is believed to hold of the prompt."""
         served = self._models.get(facts.model)
+        loading = NO_LOADING
         if served is None:
             tokens_per_byte, hit_tokens = PRIOR_TOKENS_PER_BYTE, NO_HITS
         else:
             tokens_per_byte = served.tokens_per_byte.read(self._now)
             hit_tokens = served.hit_tokens(facts, tokens_per_byte, self._trust_ratios)
+            loading = served.loading(self._now)
         return PickRequest(
             facts.model,
             round(facts.prompt_bytes * tokens_per_byte),
@@ -119,6 +128,11 @@ class WorkerPool:
             facts.session_id,
             facts.tried,
             facts.prefix_hashes[0] if facts.prefix_hashes else 0,
+            NO_HITS,
+            facts.phase,
+            loading,
+            facts.ttft_slo_ms,
+            facts.tpot_slo_ms,
         )
 
     def next_deadline(self) -> float | None:
@@ -141,6 +155,8 @@ class WorkerPool:
         if worker is not None and worker.spec.epoch == spec.epoch:
             worker.connection = event.connection
             worker.connected = True
+            # What was asked on the stream before may never have arrived.
+            worker.told_anew = False
             self._renew(worker, now)
             worker.describe(now)
             return [WorkerReturned(worker.spec)]
@@ -170,6 +186,28 @@ class WorkerPool:
         worker.reported(report, now)
         worker.describe(now)
         return [WorkerUnready(worker.spec, report.unready)] if turned else []
+
+    def _prefixes_reported(self, event: PrefixesReported) -> list[PoolEffect]:
+        worker, report = self._known(event.worker_id, event.epoch), event.report
+        if worker is None or not worker.spec.reports_prefixes or report.sequence <= worker.prefix_sequence:
+            return []
+        if not worker.told(report):
+            for served, _ in worker.seats:
+                served.told.replaced(event.worker_id, ())
+        if report.model not in worker.model_names:
+            return []
+        if report.model in worker.told_models:
+            told = self._models[report.model].told
+            if report.whole:
+                told.replaced(event.worker_id, report.stored)
+            else:
+                told.removed(event.worker_id, report.removed)
+                told.stored(event.worker_id, report.stored)
+            return []
+        if worker.told_anew:
+            return []
+        worker.told_anew = True
+        return [PrefixesMissed(worker.spec)]
 
     def _disconnected(self, event: Disconnected) -> list[PoolEffect]:
         worker = self._known(event.worker_id, event.epoch)
@@ -204,19 +242,39 @@ class WorkerPool:
         if facts.model in worker.model_names:
             served = self._models[facts.model]
             served.pick_count += 1
-            if hashes:
+            if hashes and worker.spec.reports_prefixes:
+                served.told.expect(worker_id, ticket, hashes)
+                worker.took_up(ticket, served)
+            elif hashes:
                 block_bytes = facts.prefix_block_bytes
-                held = served.prefixes.add(worker_id, hashes, block_bytes)
+                held = served.prefixes.add(worker_id, hashes, block_bytes, ticket)
+                worker.took_up(ticket, served)
                 if held and facts.prompt_bytes:
                     held_ratio = min(1.0, bytes_of(held, block_bytes) / facts.prompt_bytes)
         hit_tokens = request.hit_tokens.get(worker_id, 0.0)
         uncached_tokens = max(0, round(request.prompt_tokens - hit_tokens))
         work_ms = prefill_ms(worker.token_ms, worker.attention_ratio, request.prompt_tokens, hit_tokens)
+        loaded_ttft_ms = -1.0
+        loading = request.loading.get(worker_id)
+        if loading is not None:
+            loaded_ttft_ms = worker.endpoint.wait_ms(now) + work_ms + worker.load.step_time_ms
+            work_ms += loading.own_ms
+        if facts.model in worker.adapter_names:
+            worker.adapters.use(facts.model)
         expires_at = now + self._ticket_ttl_s
         self._ledger.book(
             ticket,
             Booking(
-                worker.account, now, expires_at, uncached_tokens, work_ms, facts.model, facts.prompt_bytes, held_ratio
+                worker.account,
+                now,
+                expires_at,
+                uncached_tokens,
+                work_ms,
+                facts.model,
+                facts.prompt_bytes,
+                held_ratio,
+                ticket,
+                loaded_ttft_ms,
             ),
         )
         worker.given(work_ms, now)
@@ -240,7 +298,7 @@ class WorkerPool:
         self._workers[worker.spec.worker_id] = worker
         self._trust_ratios[worker.spec.worker_id] = 1.0
         for name in worker.model_names:
-            self._models.setdefault(name, ModelRecord()).join(worker, self._now)
+            self._models.setdefault(name, ModelRecord(name)).join(worker, self._now)
         self._measure(worker, worker.load)
         worker.describe(self._now)
 
@@ -261,7 +319,9 @@ class WorkerPool:
 
     def _take_back(self, bookings: Sequence[Booking]) -> int:
         for booking in bookings:
-            self._workers[booking.account.worker_id].taken_back(booking.prefill_ms, self._now)
+            worker = self._workers[booking.account.worker_id]
+            worker.taken_back(booking.prefill_ms, self._now)
+            worker.over(booking.ticket, computed=False)
         for worker_id in {booking.account.worker_id for booking in bookings}:
             self._workers[worker_id].describe(self._now)
         return len(bookings)
@@ -274,6 +334,8 @@ class WorkerPool:
             booking = self._ledger.accept(update.ticket, worker.account)
         else:
             booking = self._ledger.finish(update.ticket, worker.account)
+            # Without output the prompt may never have been computed.
+            worker.over(update.ticket, computed=update.output_tokens > 0)
         if booking is None:
             return
         if update.phase is TicketPhase.ACCEPTED:
@@ -284,9 +346,12 @@ class WorkerPool:
         if update.phase is TicketPhase.ACCEPTED:
             if not update.prompt_tokens:
                 self._ledger.keep(update.ticket, booking)
-            elif booking.held_ratio:
+            elif booking.held_ratio or booking.loaded_ttft_ms >= 0:
                 self._ledger.keep(update.ticket, booking._replace(prompt_bytes=0))
-        elif update.prompt_tokens and update.output_tokens and booking.held_ratio:
+            return
+        if booking.loaded_ttft_ms >= 0 and update.ttft_ms:
+            worker.adapters.took(update.ttft_ms - booking.loaded_ttft_ms, now)
+        if update.prompt_tokens and update.output_tokens and booking.held_ratio:
             # Without output the prompt may never have been computed, and 0 cached tokens mean nothing.
             cached_ratio = update.cached_tokens / update.prompt_tokens
             worker.trust.observe(min(1.0, cached_ratio / booking.held_ratio), now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lbcore.types import Epoch, LoadReport, PickRequest, RouteFacts, Ticket, WorkerId, WorkerSpec
+from lbcore.types import Epoch, LoadReport, PickRequest, PrefixReport, RouteFacts, Ticket, WorkerId, WorkerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,15 @@ class Reported:
     worker_id: WorkerId
     epoch: Epoch
     report: LoadReport
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixesReported:
+    """A worker's news of its prefix cache arrived."""
+
+    worker_id: WorkerId
+    epoch: Epoch
+    report: PrefixReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,17 @@ class Ticked:
     """Time went by."""
 
 
-PoolEvent = Registered | Reported | Disconnected | DrainNoticed | Deregistered | Dispatched | Released | Ticked
+PoolEvent = (
+    Registered
+    | Reported
+    | PrefixesReported
+    | Disconnected
+    | DrainNoticed
+    | Deregistered
+    | Dispatched
+    | Released
+    | Ticked
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +155,13 @@ class ReportRejected:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixesMissed:
+    """A prefix report of this worker never came: what it told is forgotten, and it must tell all of it again."""
+
+    spec: WorkerSpec
+
+
+@dataclass(frozen=True, slots=True)
 class CreditReleased:
     """So many of the released tickets were still booked."""
 
@@ -158,6 +184,7 @@ PoolEffect = (
     | WorkerLeft
     | WorkerLost
     | ReportRejected
+    | PrefixesMissed
     | CreditReleased
     | TicketsExpired
 )

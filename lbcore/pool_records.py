@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp, inf
 
+from lbcore.adapters import LoadedAdapters, Loading
 from lbcore.cost import (
     BALANCE_TAU_S,
     DEFAULT_ATTENTION_RATIO,
@@ -17,13 +18,23 @@ from lbcore.cost import (
 )
 from lbcore.credit import Account
 from lbcore.ewma import DecayingAverage
-from lbcore.prefix import DEFAULT_CAPACITY_UNITS, PREFIX_BLOCK_BYTES, PrefixIndex, bytes_of
+from lbcore.prefix import (
+    DEFAULT_CAPACITY_UNITS,
+    MAX_CAPACITY_UNITS,
+    PREFIX_BLOCK_BYTES,
+    PrefixIndex,
+    bytes_of,
+)
+from lbcore.told_prefixes import ToldPrefixes
 from lbcore.types import (
     NO_HITS,
+    NO_LOADING,
+    TAKERS,
     Agreement,
     Endpoint,
     EndpointState,
     LoadReport,
+    PrefixReport,
     Role,
     RouteFacts,
     Snapshot,
@@ -36,9 +47,6 @@ from lbcore.types import (
 PRIOR_TOKENS_PER_BYTE = 0.25
 """Tokens in one byte of prompt before anything was counted: the usual four bytes of English to a token."""
 
-MAX_CAPACITY_UNITS = 32_768
-"""Most units of 256 bytes of prompt believed of one worker, however large its KV cache: 8 MiB, 2 million tokens."""
-
 AGE_SAMPLES = 16
 """Acknowledgements of which the soonest counts as the age of reports."""
 
@@ -48,11 +56,16 @@ TOLD_AGAIN = 64
 LATENCY_ANSWERS = 15
 """Answers over which the latency of a worker is averaged, as LMDeploy's proxy does."""
 
+MAX_PROMPTS = 1024
+"""Dispatches of one worker whose prompts count as in use; the oldest are given up. Four times the 256 sequences that
+engines run at once by default."""
+
 MAX_LESSON_BYTES = 65_536
 """A longer prompt teaches tokens per byte as much as one of this length, so that none outweighs all others."""
 
 _NO_REPORT = LoadReport()
 _READY = EndpointState.READY
+_MIXED = Role.MIXED
 
 
 def _tokens_per_byte() -> DecayingAverage:
@@ -103,11 +116,24 @@ class WorkerRecord:
     speed: float = field(init=False)
     answers: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=LATENCY_ANSWERS))
     """Of the last whole answers: milliseconds they took, and requests in flight when they ended."""
+    latency: tuple[float, float] = (0.0, 0.0)
+    """The means of both."""
     ended: deque[Ticket] = field(default_factory=lambda: deque(maxlen=TOLD_AGAIN))
     """The last tickets whose answers were counted."""
     trust: DecayingAverage = field(default_factory=_trust)
     """How far believed prefix hits come true here, 0..1."""
+    prompts: OrderedDict[Ticket, ModelRecord] = field(default_factory=OrderedDict)
+    """Dispatches with hashes that are not over, oldest first."""
+    prefix_sequence: int = 0
+    """Of the last prefix report."""
+    told_models: set[str] = field(default_factory=set)
+    """Models of which it told everything, and of which no news was missed since."""
+    told_anew: bool = False
+    """Whether it was asked to tell everything again, and has not begun to."""
     model_names: frozenset[str] = field(init=False)
+    adapter_names: frozenset[str] = field(init=False)
+    """Those of the names that are adapters."""
+    adapters: LoadedAdapters = field(init=False)
     account: Account = field(init=False)
     seats: list[tuple[ModelRecord, int]] = field(default_factory=list)
     """Each model it serves, with the place of its endpoint there."""
@@ -116,6 +142,8 @@ class WorkerRecord:
 
     def __post_init__(self) -> None:
         self.model_names = frozenset(self.spec.model_names)
+        self.adapter_names = frozenset(name for model in self.spec.models for name in model.adapters)
+        self.adapters = LoadedAdapters(self.spec.capacity.adapter_slots)
         self.account = Account(self.spec.worker_id)
         self.speed = _declared_speed(self.spec)
         self.describe(self.reported_at)
@@ -153,13 +181,36 @@ class WorkerRecord:
         if update.ticket not in self.ended:
             self.ended.append(update.ticket)
             self.answers.append((update.duration_ms, self.load.queued_requests + self.load.running_requests))
+            size = len(self.answers)
+            took_ms = sum([took for took, _ in self.answers]) / size
+            self.latency = took_ms, sum([beside for _, beside in self.answers]) / size
 
-    def _latency(self) -> tuple[float, float]:
-        """Mean milliseconds of the last answers, and mean requests in flight."""
-        size = len(self.answers)
-        if not size:
-            return 0.0, 0.0
-        return sum(took_ms for took_ms, _ in self.answers) / size, sum(beside for _, beside in self.answers) / size
+    def told(self, report: PrefixReport) -> bool:
+        """Takes in the number of a prefix report, one not seen before; False when reports before it never came."""
+        complete = report.sequence == self.prefix_sequence + 1
+        self.prefix_sequence = report.sequence
+        if not complete:
+            self.told_models.clear()
+        if report.whole:
+            self.told_models.add(report.model)
+            self.told_anew = False
+        return complete
+
+    def took_up(self, ticket: Ticket, served: ModelRecord) -> None:
+        """The blocks of this dispatch's prompt are in use until it is over."""
+        self.prompts[ticket] = served
+        if len(self.prompts) > MAX_PROMPTS:
+            self.over(next(iter(self.prompts)), computed=False)
+
+    def over(self, ticket: Ticket, *, computed: bool) -> None:
+        """They are not any more."""
+        served = self.prompts.pop(ticket, None)
+        if served is None:
+            return
+        if self.spec.reports_prefixes:
+            served.told.over(self.spec.worker_id, ticket)
+        else:
+            served.prefixes.over(self.spec.worker_id, ticket, computed=computed)
 
     def _recent(self, now: float) -> float:
         return self.recent_ms * exp((self.recent_at - now) / BALANCE_TAU_S) if self.recent_ms else 0.0
@@ -184,11 +235,12 @@ class WorkerRecord:
             self.attention_ratio,
             self.free_at,
             terms.interference,
+            terms.pause_per_ms,
             terms.fixed_ms,
             terms.kv_room_tokens,
             terms.kv_ms_per_token,
             self.speed,
-            *self._latency(),
+            *self.latency,
         )
         for served, seat in self.seats:
             served.seat(seat, self.endpoint)
@@ -198,18 +250,23 @@ class WorkerRecord:
 class ModelRecord:
     """One name that clients ask for, as long as somebody serves it."""
 
+    name: str
     workers: list[WorkerRecord] = field(default_factory=list)
     """Ordered by worker id; never empty in a pool."""
     pick_count: int = 0
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
     """Who holds what of this model's prompts: KV blocks of one model or adapter are of no use to another."""
+    told: ToldPrefixes = field(default_factory=ToldPrefixes)
+    """The same of workers that tell what their caches hold; each worker is in one of the two only."""
     tokens_per_byte: DecayingAverage = field(default_factory=_tokens_per_byte)
     _endpoints: list[Endpoint] = field(default_factory=list)
     """Those of `workers`, as they describe themselves now."""
     _taken: tuple[Endpoint, ...] | None = None
     """`_endpoints` as the last snapshot has them; None when they have changed since."""
-    _waiting: int = 0
-    """Requests that wait for their prefill at these endpoints."""
+    _waiting: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(Role, 0))
+    """Requests that wait for their prefill at the endpoints of each role."""
+    _is_adapter: bool = False
+    """Whether it is the name of an adapter at any of them."""
     _agreement: Agreement | None = None
     """None when it may have changed since it was last worked out."""
 
@@ -222,18 +279,19 @@ class ModelRecord:
         self.workers.remove(worker)
         self._number()
         self.prefixes.drop(worker.spec.worker_id)
+        self.told.drop(worker.spec.worker_id)
 
     def seat(self, seat: int, endpoint: Endpoint) -> None:
         """The worker in this seat describes itself anew."""
         before = self._endpoints[seat]
         self._endpoints[seat] = endpoint
-        self._waiting += _waiting(endpoint) - _waiting(before)
+        self._waiting[endpoint.spec.role] += _waiting(endpoint) - _waiting(before)
         self._taken = None
         if before.state is not endpoint.state or (before.room > 0) != (endpoint.room > 0):
             self._agreement = None
 
-    def snapshot(self, now: float) -> Snapshot:
-        """All endpoints as they are."""
+    def snapshot(self, now: float, phase: Role) -> Snapshot:
+        """All endpoints as they are, and how many wait at those that take the phase."""
         endpoints, agreement = self._taken, self._agreement
         if endpoints is None:
             endpoints = self._taken = tuple(self._endpoints)
@@ -243,12 +301,18 @@ class ModelRecord:
                 all(endpoint.state is _READY for endpoint in endpoints),
                 all(endpoint.room > 0 for endpoint in endpoints),
             )
-        return Snapshot(now, self.pick_count, endpoints, agreement, self._waiting)
+        counts = self._waiting
+        # Nearly all requests are whole, and those have takers of one role.
+        waiting = counts[phase] if phase is _MIXED else sum([counts[role] for role in TAKERS[phase]])
+        return Snapshot(now, self.pick_count, endpoints, agreement, waiting)
 
     def _number(self) -> None:
         self._endpoints = [worker.endpoint for worker in self.workers]
-        self._waiting = sum(map(_waiting, self._endpoints))
+        self._waiting = dict.fromkeys(Role, 0)
+        for endpoint in self._endpoints:
+            self._waiting[endpoint.spec.role] += _waiting(endpoint)
         self._taken = self._agreement = None
+        self._is_adapter = any(self.name in worker.adapter_names for worker in self.workers)
         for seat, worker in enumerate(self.workers):
             worker.seats = [*((served, other) for served, other in worker.seats if served is not self), (self, seat)]
 
@@ -257,6 +321,16 @@ class ModelRecord:
         # A token covers a byte at least, but for those of the chat template, which short prompts mostly are.
         ratio = min(1.0, prompt_tokens / prompt_bytes)
         self.tokens_per_byte.observe(ratio, now, min(prompt_bytes, MAX_LESSON_BYTES))
+
+    def loading(self, now: float) -> Mapping[WorkerId, Loading]:
+        """What those have to load first for whom this is the name of an adapter that is not loaded."""
+        if not self._is_adapter:
+            return NO_LOADING
+        return {
+            worker.spec.worker_id: loading
+            for worker in self.workers
+            if self.name in worker.adapter_names and (loading := worker.adapters.loading(self.name, now))
+        }
 
     def bound_prefixes(self, worker: WorkerRecord, now: float) -> None:
         """Believe no more of a worker than its KV cache can hold."""
@@ -270,9 +344,11 @@ class ModelRecord:
     def hit_tokens(
         self, facts: RouteFacts, tokens_per_byte: float, trust_ratios: Mapping[WorkerId, float]
     ) -> Mapping[WorkerId, float]:
-        """Tokens of the prompt that each worker is believed to hold, as far as each is trusted."""
-        holders = self.prefixes.holders(facts.prefix_hashes)
-        if not holders:
+        """Tokens of the prompt that each worker is believed to hold, as far as each is trusted; of those that told, the
+        whole of it."""
+        hashes = facts.prefix_hashes
+        holders, tellers = self.prefixes.holders(hashes), self.told.holders(hashes)
+        if not holders and not tellers:
             return NO_HITS
         block_bytes, prompt_bytes = facts.prefix_block_bytes, facts.prompt_bytes
         hit_tokens: dict[WorkerId, float] = {}
@@ -281,4 +357,7 @@ class ModelRecord:
             tokens = min(bytes_of(blocks, block_bytes), prompt_bytes) * tokens_per_byte
             for worker_id in holding:
                 hit_tokens[worker_id] = tokens * trust_ratios[worker_id]
+        for holding, blocks in tellers:
+            tokens = min(bytes_of(blocks, block_bytes), prompt_bytes) * tokens_per_byte
+            hit_tokens.update(dict.fromkeys(holding, tokens))
         return hit_tokens

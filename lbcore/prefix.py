@@ -7,7 +7,9 @@ that the beginning saves: up to 8 KiB half a block is lost on average, 32 tokens
 never more than a sixteenth of what is shared, and less than a thirty-second on average. So 200 KB of prompt are 104
 hashes rather than 781 to make, to carry and to keep. Callers of their own kind may have blocks of one size instead.
 
-The index is a belief, made of what was sent where. It asks no engine and reads no text.
+The index is a belief, made of what was sent where. It asks no engine and reads no text. It forgets as engines evict:
+what an open request uses stays, and of the rest goes first what has not been used for longest, where a prompt is in use
+up to the end of its request.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from itertools import compress, pairwise
 
 from xxhash import xxh3_64_intdigest
 
-from lbcore.types import WorkerId
+from lbcore.types import NO_TICKET, Ticket, WorkerId
 
 PREFIX_BLOCK_BYTES = 256
 """Bytes in the smallest block, about 64 tokens; and in the unit in which the index counts what a worker holds."""
 
 DEFAULT_CAPACITY_UNITS = 4096
 """Units believed of a worker that does not say how many it holds: 1 MiB of text, about 260,000 tokens."""
+
+MAX_CAPACITY_UNITS = 32_768
+"""Most units believed of one worker, however large its KV cache: 8 MiB of text, 2 million tokens."""
 
 
 def _growing_ends() -> tuple[int, ...]:
@@ -45,6 +50,11 @@ _COPIED = 64
 """Blocks up to which copying them costs less than looking at them in place; growing ones have 1 KiB by then."""
 _FAR = 2**62
 """Units after which no prompt ends, whatever a caller says."""
+
+_SPARED = 128
+"""Prompts in use that are passed over in one search for blocks to give up, in a quarter of a microsecond each. Each
+comes up once in a turnover of the cache; only where more is in use than a worker can hold would no search find others.
+"""
 
 _TO_SELECTORS = bytes.maketrans(b"01", b"\0\1")
 _FEW = 8
@@ -77,6 +87,42 @@ def bytes_of(blocks: int, block_bytes: int = 0) -> int:
     return blocks * block_bytes if block_bytes else _GROWING[min(blocks, len(_BLOCKS))] * PREFIX_BLOCK_BYTES
 
 
+class Positions:
+    """A bit for each worker, in integers that stand for sets of workers."""
+
+    __slots__ = ("_free", "_names")
+
+    def __init__(self) -> None:
+        # The worker of each bit; positions given back keep their last name until they are taken again.
+        self._names: list[WorkerId] = []
+        self._free: list[int] = []
+
+    def take(self, worker: WorkerId) -> int:
+        """A position that nobody has."""
+        if self._free:
+            position = self._free.pop()
+            self._names[position] = worker
+        else:
+            position = len(self._names)
+            self._names.append(worker)
+        return position
+
+    def give_back(self, position: int) -> None:
+        """No integer has this bit any more."""
+        self._free.append(position)
+
+    def workers(self, bits: int) -> Iterable[WorkerId]:
+        """Those whose bits are set."""
+        if bits.bit_count() > _FEW:
+            return compress(self._names, f"{bits:b}"[::-1].encode().translate(_TO_SELECTORS))
+        found: list[WorkerId] = []
+        while bits:
+            position = bits.bit_length() - 1
+            found.append(self._names[position])
+            bits ^= 1 << position
+        return found
+
+
 class _Segment:
     """Blocks that follow one another in prompts and that the same workers hold, after the blocks of `parent`."""
 
@@ -100,7 +146,7 @@ class _Segment:
 class _Shelf:
     """The segments one worker is believed to hold."""
 
-    __slots__ = ("bit", "capacity", "position", "segments", "units")
+    __slots__ = ("bit", "capacity", "in_use", "position", "segments", "tickets", "units")
 
     def __init__(self, position: int) -> None:
         self.position = position
@@ -110,6 +156,11 @@ class _Shelf:
         # Least recently used first, and none before those that continue it: the first is the end of all its prompts.
         # One that was split while others used it may not be here; it is then as old as the one part of it that is.
         self.segments: OrderedDict[_Segment, None] = OrderedDict()
+        # Of each open ticket the segment with the end of its prompt. When that one is split the end may be in a segment
+        # before it.
+        self.tickets: dict[Ticket, _Segment] = {}
+        self.in_use: dict[_Segment, int] = {}
+        """Those of open tickets, each with their number."""
 
 
 class PrefixIndex:
@@ -120,7 +171,7 @@ class PrefixIndex:
 
     A tree of segments, found by their first block: a prompt never seen is one segment, however long. Holders are one
     integer with a bit for each worker. A worker that holds a segment holds all before it, because the ends of prompts
-    are given up first; so the holders only shrink along a prompt.
+    are given up first; so the holders only shrink along a prompt. Prompts of open tickets are given up last.
 
     Memory, measured: a segment takes 315 bytes, each of its blocks 8 to 11, each further holder of it 85. So what one
     worker holds takes 24 bytes for a block where prompts differ in 20 blocks, 73 where in 5; at worst, where each
@@ -134,12 +185,11 @@ class PrefixIndex:
         self._segments: dict[int, _Segment] = {}
         self._size = 0
         self._shelves: dict[WorkerId, _Shelf] = {}
-        # The worker of each bit; positions of dropped workers keep their last name until they are taken again.
-        self._names: list[WorkerId] = []
-        self._free_positions: list[int] = []
+        self._positions = Positions()
 
-    def add(self, worker: WorkerId, hashes: Sequence[int], block_bytes: int = 0) -> int:
-        """Record that `worker` holds these blocks, and return how many leading ones it held already."""
+    def add(self, worker: WorkerId, hashes: Sequence[int], block_bytes: int = 0, ticket: Ticket = NO_TICKET) -> int:
+        """Record that `worker` holds these blocks, and return how many leading ones it held already. With a ticket they
+        are in use until `over` says that it is over; it must be told once."""
         shelf = self._shelves.get(worker) or self._new_shelf(worker)
         bit, used = shelf.bit, shelf.segments
         ends: Sequence[int] = _GROWING
@@ -163,9 +213,26 @@ class PrefixIndex:
         for segment in reversed(path):
             used[segment] = None
             used.move_to_end(segment)
+        if ticket and path and ticket not in shelf.tickets:
+            end = shelf.tickets[ticket] = path[-1]
+            shelf.in_use[end] = shelf.in_use.get(end, 0) + 1
         if shelf.units > shelf.capacity:
             self._shed(shelf)
         return held
+
+    def over(self, worker: WorkerId, ticket: Ticket, *, computed: bool) -> None:
+        """This ticket is over. Its prompt counts as used until now if it was computed, and else as it did before."""
+        shelf = self._shelves.get(worker)
+        end = shelf.tickets.pop(ticket, None) if shelf is not None else None
+        if shelf is None or end is None:
+            return
+        left = shelf.in_use[end] - 1
+        if left:
+            shelf.in_use[end] = left
+        else:
+            del shelf.in_use[end]
+        if computed:
+            _use(shelf, end)
 
     def holders(self, hashes: Sequence[int]) -> list[tuple[Iterable[WorkerId], int]]:
         """Who holds as many leading blocks and no more, for each number of blocks, the smallest first."""
@@ -179,10 +246,10 @@ class PrefixIndex:
         for segment in path:
             if segment.holders != holding:
                 if holding:
-                    groups.append((self._workers(holding ^ segment.holders), end))
+                    groups.append((self._positions.workers(holding ^ segment.holders), end))
                 holding = segment.holders
             end += len(segment.blocks)
-        groups.append((self._workers(holding), depth + common))
+        groups.append((self._positions.workers(holding), depth + common))
         return groups
 
     def set_capacity(self, worker: WorkerId, units: int) -> None:
@@ -197,21 +264,16 @@ class PrefixIndex:
         shelf = self._shelves.pop(worker, None)
         if shelf is not None:
             shelf.capacity = 0
+            shelf.in_use.clear()
             self._shed(shelf)
-            self._free_positions.append(shelf.position)
+            self._positions.give_back(shelf.position)
 
     def __len__(self) -> int:
         """Distinct blocks that somebody holds."""
         return self._size
 
     def _new_shelf(self, worker: WorkerId) -> _Shelf:
-        if self._free_positions:
-            position = self._free_positions.pop()
-            self._names[position] = worker
-        else:
-            position = len(self._names)
-            self._names.append(worker)
-        shelf = self._shelves[worker] = _Shelf(position)
+        shelf = self._shelves[worker] = _Shelf(self._positions.take(worker))
         return shelf
 
     def _match(self, hashes: Sequence[int]) -> tuple[list[_Segment], int, _Segment | None, int]:
@@ -271,9 +333,14 @@ class PrefixIndex:
 
     def _shed(self, shelf: _Shelf) -> None:
         """Give up the least recently used blocks beyond capacity, the end of a prompt first."""
-        bit, used = shelf.bit, shelf.segments
+        bit, used, in_use = shelf.bit, shelf.segments, shelf.in_use
+        spared = 0
         while (excess := shelf.units - shelf.capacity) > 0:
             segment = next(iter(used))
+            if segment in in_use and spared < _SPARED:
+                spared += 1
+                _use(shelf, segment)
+                continue
             if excess < segment.units:
                 # As many whole blocks stay as end before the excess begins.
                 ends, begin = segment.ends, segment.begin
@@ -304,12 +371,13 @@ class PrefixIndex:
                 used[parent] = None
                 used.move_to_end(parent, last=False)
 
-    def _workers(self, bits: int) -> Iterable[WorkerId]:
-        if bits.bit_count() > _FEW:
-            return compress(self._names, f"{bits:b}"[::-1].encode().translate(_TO_SELECTORS))
-        found: list[WorkerId] = []
-        while bits:
-            position = bits.bit_length() - 1
-            found.append(self._names[position])
-            bits ^= 1 << position
-        return found
+
+def _use(shelf: _Shelf, end: _Segment) -> None:
+    """A prompt with its end in this segment, as far as the worker holds it, was used last."""
+    bit, used = shelf.bit, shelf.segments
+    segment: _Segment | None = end
+    while segment is not None:
+        if segment.holders & bit:
+            used[segment] = None
+            used.move_to_end(segment)
+        segment = segment.parent

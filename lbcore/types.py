@@ -13,6 +13,8 @@ from math import inf
 from types import MappingProxyType
 from typing import NamedTuple, NewType
 
+from lbcore.adapters import Loading
+
 WorkerId = NewType("WorkerId", str)
 """The name under which operators know a worker; its advertised address unless it was given one."""
 
@@ -24,6 +26,9 @@ Ticket = NewType("Ticket", int)
 
 NO_TICKET = Ticket(0)
 
+NO_LOADING: Mapping[WorkerId, Loading] = MappingProxyType({})
+"""Nobody has to load anything."""
+
 NO_HITS: Mapping[WorkerId, float] = MappingProxyType({})
 """Nobody holds anything of a prompt."""
 
@@ -34,6 +39,16 @@ class Role(StrEnum):
     MIXED = "mixed"
     PREFILL = "prefill"
     DECODE = "decode"
+
+
+TAKERS: Mapping[Role, frozenset[Role]] = MappingProxyType(
+    {
+        Role.MIXED: frozenset({Role.MIXED}),
+        Role.PREFILL: frozenset({Role.PREFILL, Role.MIXED}),
+        Role.DECODE: frozenset({Role.DECODE, Role.MIXED}),
+    }
+)
+"""Who takes which phase, by role. Half a request is of no use to whoever asks for the whole of one."""
 
 
 class EndpointState(StrEnum):
@@ -69,6 +84,8 @@ class Capacity:
     kv_blocks: int = 0
     kv_block_size: int = 0
     """Tokens in one KV block; 0 when the engine does not say."""
+    adapter_slots: int = 0
+    """LoRA adapters that are loaded at the same time; 0 when the engine does not say."""
 
 
 class Target(NamedTuple):
@@ -78,6 +95,8 @@ class Target(NamedTuple):
     epoch: Epoch
     address: str
     """HOST:PORT of its GenerationService."""
+    wants_prefix_hashes: bool = False
+    """Whether requests are to bring the hashes of their prompts with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +112,13 @@ class WorkerSpec:
     capacity: Capacity = Capacity()
     labels: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
+    reports_prefixes: bool = False
+    """Whether it sends prefix reports, for which it wants the hashes of prompts with its requests."""
     target: Target = field(init=False, compare=False, repr=False)
     """Where its requests go; made once, since every route names it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "target", Target(self.worker_id, self.epoch, self.address))
+        object.__setattr__(self, "target", Target(self.worker_id, self.epoch, self.address, self.reports_prefixes))
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -158,6 +179,20 @@ class LoadReport:
     """Whether the engine cannot serve now."""
 
 
+@dataclass(frozen=True, slots=True)
+class PrefixReport:
+    """What changed in a worker's prefix cache of one model, by the hashes that came with prompts."""
+
+    sequence: int
+    """Grows by one with every prefix report of one epoch, whatever its model, from 1."""
+    model: str
+    """The name that clients ask for: of a model, or of an adapter."""
+    whole: bool = False
+    """Whether the cache holds of this model's prompts what is stored here, and nothing else."""
+    stored: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
+
+
 @dataclass(slots=True)
 class Endpoint:
     """A worker as a policy sees it: what it is, what it last reported, and the credit given since.
@@ -183,6 +218,8 @@ class Endpoint:
     """When all prefill that is here or on the way is done, as predicted; by the scheduler's clock, in seconds."""
     interference: float = 1.0
     """How much more than its own length the prefill of one more request counts, for those that decode here."""
+    pause_per_ms: float = 0.0
+    """And how much more yet for each millisecond of its length."""
     fixed_ms: float = 0.0
     """What one more request costs here beside its wait and its own prefill (`lbcore.cost`)."""
     kv_room_tokens: float = inf
@@ -200,9 +237,10 @@ class Endpoint:
 
     Stored rather than computed when asked, because a pick may read it of every endpoint; so are `terms`.
     """
-    terms: tuple[WorkerId, float, float, float, float, float, float, float] = field(init=False)
-    """What the default cost reads of an endpoint, in one piece: id, `token_ms`, `attention_ratio`, `free_at` in
-    milliseconds, `interference`, `fixed_ms`, `kv_room_tokens`, `kv_ms_per_token`."""
+    terms: tuple[WorkerId, float, float, float, float, float, float, float, float] = field(init=False)
+    """What the default cost reads of an endpoint, in one piece: id, `token_ms`, the half of `token_ms` ·
+    `attention_ratio`, `free_at` in milliseconds, `interference`, `pause_per_ms`,
+    `fixed_ms`, `kv_room_tokens`, `kv_ms_per_token`."""
 
     def __post_init__(self) -> None:
         capacity, load = self.spec.capacity, self.load
@@ -211,9 +249,10 @@ class Endpoint:
         self.terms = (
             self.spec.worker_id,
             self.token_ms,
-            self.attention_ratio,
+            self.token_ms * self.attention_ratio * 0.5,
             self.free_at * 1000,
             self.interference,
+            self.pause_per_ms,
             self.fixed_ms,
             self.kv_room_tokens,
             self.kv_ms_per_token,
@@ -256,7 +295,7 @@ class Snapshot(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     agreement: Agreement = Agreement()
     waiting_requests: int = 0
-    """Requests that wait for their prefill, at all these endpoints and in the scheduler."""
+    """Requests that wait for their prefill, in the scheduler and at those endpoints that take what is asked for."""
 
 
 class RouteFacts(NamedTuple):
@@ -279,6 +318,10 @@ class RouteFacts(NamedTuple):
     """Time to first token that it should stay below; 0 for none."""
     tpot_slo_ms: float = 0.0
     """Time per further token that it should stay below; 0 for none."""
+    phase: Role = Role.MIXED
+    """What is asked for: the whole request, or one phase of it."""
+    explain: bool = False
+    """Whether its route is to say how it was decided."""
 
 
 class PickRequest(NamedTuple):
@@ -299,6 +342,13 @@ class PickRequest(NamedTuple):
     """The hash of the prompt's first block: equal for prompts that begin alike; 0 when it has none."""
     held_ms: Mapping[WorkerId, float] = NO_HITS
     """Milliseconds of prefill that wait in the scheduler for each worker and come before this request."""
+    phase: Role = Role.MIXED
+    """What a worker must take to serve it."""
+    loading: Mapping[WorkerId, Loading] = NO_LOADING
+    """What those workers have to load first that do not have the adapter asked for."""
+    ttft_slo_ms: float = 0.0
+    """Time to first token that it should stay below, what it has waited already taken off; 0 for none."""
+    tpot_slo_ms: float = 0.0
 
 
 class RefusalReason(StrEnum):
@@ -342,6 +392,34 @@ class Refused:
 Decision = Routed | Refused
 
 
+class Candidate(NamedTuple):
+    """A worker that serves the model, as a decision saw it."""
+
+    worker_id: WorkerId
+    cost: float = 0.0
+    """What the policy made of it, in the policy's own unit; smaller is better. 0 for one that was left out: it was not
+    weighed."""
+    cached_tokens: float = 0.0
+    """Prompt tokens that its cache is believed to hold."""
+    terms: Mapping[str, float] = MappingProxyType({})
+    """Parts of the cost by their names, which add up to it; none where the policy has none."""
+    excluded_by: str = ""
+    """The filter that left it out; empty for one that could be picked."""
+
+
+class Explanation(NamedTuple):
+    """How a decision came about."""
+
+    policy: str
+    prompt_tokens: int
+    waited_ms: float
+    """In the scheduler."""
+    reason: str
+    """One sentence without its full stop."""
+    candidates: tuple[Candidate, ...]
+    """Everybody who serves the model: those that could be picked first, cheapest first."""
+
+
 class Route(NamedTuple):
     """The scheduler's answer to a caller: where to go, under which ticket."""
 
@@ -350,6 +428,19 @@ class Route(NamedTuple):
     fallbacks: tuple[Target, ...] = ()
     """Who else could serve it, best first, for when the scheduler cannot be asked again."""
     predicted_ttft_ms: float = 0.0
+    explanation: Explanation | None = None
+    """For a request that asked for one."""
+
+
+class PolicyAssignment(NamedTuple):
+    """Which policy decides for what, as operators say and see it."""
+
+    model: str
+    """As clients ask for it; empty for every model that has none of its own."""
+    phase: Role
+    """`MIXED` stands for whole requests."""
+    policy: str
+    """As `lbcore.policies.registry.build_policy` reads it; empty to take a model's own away."""
 
 
 @dataclass(frozen=True, slots=True)

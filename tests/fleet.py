@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
+from lbcore.adapters import Loading
 from lbcore.cost import DEFAULT_ATTENTION_RATIO, burden, queue_ms
 from lbcore.types import (
     Capacity,
@@ -33,9 +34,18 @@ def spec(
     role: Role = Role.MIXED,
     models: Sequence[str] = (MODEL,),
     adapters: Sequence[str] = (),
+    reports_prefixes: bool = False,
 ) -> WorkerSpec:
     served = tuple(ServedModel(model, tuple(adapters)) for model in models)
-    return WorkerSpec(WorkerId(name), Epoch(epoch), f"{name}:8000", served, role, capacity=capacity)
+    return WorkerSpec(
+        WorkerId(name),
+        Epoch(epoch),
+        f"{name}:8000",
+        served,
+        role,
+        capacity=capacity,
+        reports_prefixes=reports_prefixes,
+    )
 
 
 def endpoint(
@@ -65,6 +75,7 @@ def endpoint(
         DEFAULT_ATTENTION_RATIO,
         (queued_ms + credit_tokens * prefill_ms_per_token) / 1000,
         terms.interference,
+        terms.pause_per_ms,
         terms.fixed_ms,
         terms.kv_room_tokens,
         terms.kv_ms_per_token,
@@ -113,7 +124,22 @@ def pick_requests(draw: st.DrawFn, endpoints: Sequence[Endpoint]) -> PickRequest
     tokens = draw(st.integers(0, 200_000))
     hits = draw(st.dictionaries(st.sampled_from(names), st.floats(0, tokens))) if names else {}
     tried = draw(st.frozensets(st.sampled_from(names), max_size=3)) if names else frozenset()
-    return PickRequest(MODEL, tokens, hits, tried=tried, held_ms={})
+    ttft_slo_ms, tpot_slo_ms = (draw(st.sampled_from([0.0, 50.0, 2000.0])) for _ in range(2))
+    loading = {}
+    if names and draw(st.booleans()):
+        loads = st.builds(Loading, st.floats(0, 1e4), st.floats(0, 1e4))
+        loading = draw(st.dictionaries(st.sampled_from(names), loads, max_size=3))
+    return PickRequest(
+        MODEL,
+        tokens,
+        hits,
+        tried=tried,
+        held_ms={},
+        phase=draw(st.sampled_from(Role)),
+        loading=loading,
+        ttft_slo_ms=ttft_slo_ms,
+        tpot_slo_ms=tpot_slo_ms,
+    )
 
 
 @st.composite

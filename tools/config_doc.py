@@ -24,10 +24,11 @@ Every option can be given as a flag, as an environment variable, or in a TOML fi
 variable counts as absent. `--help` shows what stands here, `--version` the version.
 
 A switch is `--flag` and `--no-flag`, and `true` or `false` elsewhere. A list is separated by commas; in the file it may
-be an array. Keys in the file may be written with `-` or `_`. An unknown flag or key is an error, as is an option of an
-engine that was not chosen. Behind `--` stand words for an engine's own command line. Environment variables of other
-names are left alone. `LB_PORT` and the like mean the same to each process: what differs between processes on one
-machine belongs into the environment of each, or into flags.
+be an array. Texts by name are `NAME=TEXT;NAME=TEXT`; in the file they are a table, whose names stand in quotes. Lists
+and texts by name may be given in parts, by the same flag again. Keys in the file may be written with `-` or `_`. An
+unknown flag or key is an error, as is an option of an engine that was not chosen. Behind `--` stand words for an
+engine's own command line. Environment variables of other names are left alone. `LB_PORT` and the like mean the same to
+each process: what differs between processes on one machine belongs into the environment of each, or into flags.
 
 ```toml
 # lb-worker --config worker.toml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from random import Random, SystemRandom
 
@@ -21,6 +22,7 @@ from worker.engine import Engine, EngineInfo
 from worker.load import LoadTracker
 from worker.metrics import worker_registry
 from worker.orca_service import OrcaServicer
+from worker.prefix_mirror import PrefixMirror
 from worker.reporter import Reporter
 from worker.service import GenerationServicer, Sessions
 
@@ -83,7 +85,7 @@ class Worker:
                 engine=config.engine,
                 scheduler=config.scheduler,
             )
-            await self._serve(server, sessions, generation, spec)
+            await self._serve(server, sessions, generation, spec, info.prefixes)
         finally:
             await self._engine.close()
             await server.stop(0.2)
@@ -92,7 +94,12 @@ class Worker:
         return self._exit_status
 
     async def _serve(
-        self, server: GrpcServer, sessions: Sessions, generation: GenerationServicer, spec: WorkerSpec
+        self,
+        server: GrpcServer,
+        sessions: Sessions,
+        generation: GenerationServicer,
+        spec: WorkerSpec,
+        prefixes: PrefixMirror | None,
     ) -> None:
         """Keeps the scheduler informed until something says stop, then drains."""
         reporter = self._reporter = Reporter(
@@ -104,6 +111,7 @@ class Worker:
             self._clock,
             on_drain=self._ordered_to_drain,
             on_abort=sessions.abort,
+            prefixes=prefixes,
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -205,7 +213,6 @@ def _connectable(host: str) -> str:
 def _spec(
     config: WorkerConfig, names: tuple[str, ...], address: str, labels: Mapping[str, str], info: EngineInfo
 ) -> WorkerSpec:
-    capacity = info.capacity
     return WorkerSpec(
         worker_id=WorkerId(config.worker_id or address),
         # 63 bits: never 0, and a signed integer in every language.
@@ -214,11 +221,10 @@ def _spec(
         models=_models(names, info),
         role=config.role,
         engine=config.engine,
-        capacity=Capacity(
-            capacity.max_sequences, config.max_queued_requests, capacity.kv_blocks, capacity.kv_block_size
-        ),
+        capacity=replace(info.capacity, max_queued_requests=config.max_queued_requests),
         labels=labels,
         version=version("lbcore"),
+        reports_prefixes=info.prefixes is not None,
     )
 
 

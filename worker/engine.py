@@ -8,6 +8,7 @@ from typing import Protocol
 
 from lbcore.generation import Event, GenerationRequest
 from lbcore.types import Capacity
+from worker.prefix_mirror import PrefixMirror
 
 Emit = Callable[[Event], None]
 """Takes one event. Called on the event loop's thread only; never blocks, never raises."""
@@ -23,6 +24,8 @@ class EngineInfo:
     """`max_queued_requests` is the worker's business and ignored here."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters that requests may name as their model."""
+    prefixes: PrefixMirror | None = None
+    """What its prefix cache holds, kept up to date by the engine; None for one that does not know."""
 
 
 @dataclass(frozen=True, slots=True)

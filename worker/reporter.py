@@ -15,10 +15,11 @@ from lbcore.clock import Clock
 from lbcore.errors import LoadBalancerError, NameTaken
 from lbcore.types import WorkerSpec
 from lbcore.wire.channel import open_channel
-from lbcore.wire.convert import load_to_proto, spec_to_proto
+from lbcore.wire.convert import load_to_proto, prefixes_to_proto, spec_to_proto
 from lbcore.wire.status import error_from_rpc
 from worker.engine import Engine
 from worker.load import LoadTracker
+from worker.prefix_mirror import PrefixMirror
 
 log = structlog.get_logger()
 
@@ -31,8 +32,9 @@ _BACKOFF_S = (0.1, 0.2, 0.5, 1.0)
 class Reporter:
     """One worker's stream to one scheduler.
 
-    `on_drain` is called with the deadline in seconds (None: the worker's own) when the scheduler orders a drain,
-    `on_abort` with a request id.
+    With each report of load go the changes in what the prefix cache holds, where `prefixes` tells them; on a new stream
+    all that it holds. `on_drain` is called with the deadline in seconds (None: the worker's own) when the scheduler
+    orders a drain, `on_abort` with a request id.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Reporter:
         *,
         on_drain: Callable[[float | None], None],
         on_abort: Callable[[str], object],
+        prefixes: PrefixMirror | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._spec = spec
@@ -55,6 +58,7 @@ class Reporter:
         self._clock = clock
         self._on_drain = on_drain
         self._on_abort = on_abort
+        self._prefixes = prefixes
         self._news = asyncio.Event()
         self._draining = False
         self._leaving = asyncio.Event()
@@ -62,6 +66,8 @@ class Reporter:
         self._pause_s = COALESCE_S
         self.registered = False
         """Whether the scheduler holds a lease for this worker, as far as is known."""
+        if prefixes is not None:
+            prefixes.on_news = self.changed
 
     def changed(self) -> None:
         """The load changed in a way the scheduler should hear of at once."""
@@ -133,6 +139,9 @@ class Reporter:
 
     async def _send(self, call: Any) -> None:
         told_draining = False
+        prefixes = self._prefixes
+        if prefixes is not None:
+            prefixes.resend()
         try:
             while True:
                 leaving = self._leaving.is_set()
@@ -141,6 +150,10 @@ class Reporter:
                     told_draining = True
                     await call.write(registry_pb2.ConnectRequest(drain_notice=registry_pb2.DrainNotice()))
                 report = load_to_proto(self._load.report(self._engine.load(), self._clock.now()))
+                if prefixes is not None:
+                    # Before the report that ends tickets, whose prompts count as held only as long.
+                    for changes in prefixes.changes(self._clock.now()):
+                        await call.write(registry_pb2.ConnectRequest(prefix_report=prefixes_to_proto(changes)))
                 await call.write(registry_pb2.ConnectRequest(load_report=report))
                 if leaving:
                     await call.write(registry_pb2.ConnectRequest(deregistration=registry_pb2.Deregistration()))
@@ -169,3 +182,6 @@ class Reporter:
                 self._on_drain(deadline_ms / 1000 if deadline_ms else None)
             case "abort":
                 self._on_abort(command.abort.request_id)
+            case "resend_prefixes":
+                if self._prefixes is not None:
+                    self._prefixes.resend()

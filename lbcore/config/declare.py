@@ -55,11 +55,12 @@ def option(
 ) -> object:
     """Declares a field as an option; without a default it is required.
 
-    The field's type is one of str, int, float, bool, tuple[str, ...] (a comma list), an Enum (given by its values),
-    or one of these or None. `check` returns what is wrong with a value as the end of a sentence ("is not positive"),
-    or None. A `secret` is never shown, neither in errors nor in the dataclass's repr. `aliases` are further flags, as
-    other systems call the same thing. One text on a command line `takes_rest`: what stands behind `--` is added to its
-    value, word by word, quoted as a shell would.
+    The field's type is one of str, int, float, bool, tuple[str, ...] (a comma list), tuple[tuple[str, str], ...] (texts
+    by name, NAME=TEXT;NAME=TEXT, or a table in the file), an Enum (given by its values), or one of these or None.
+    `check` returns what is wrong with a value as the end of a sentence ("is not positive"), or None. A `secret` is
+    never shown, neither in errors nor in the dataclass's repr. `aliases` are further flags, as other systems call the
+    same thing. One text on a command line `takes_rest`: what stands behind `--` is added to its value, word by word,
+    quoted as a shell would.
     """
     if check is not None and not callable(check):
         # Inside a class body, a field of the same name hides a function of the module.
@@ -106,7 +107,7 @@ class Declaration:
     field: str
     group: Group
     kind: type
-    """str, int, float, bool, tuple or an Enum."""
+    """str, int, float, bool, tuple, dict (for texts by name) or an Enum."""
     default: object
     """`dataclasses.MISSING` when the option is required."""
     facts: Facts
@@ -153,7 +154,7 @@ class Declaration:
     @property
     def metavar(self) -> str:
         """What stands for the value in the help."""
-        names = {int: "N", float: "X", tuple: "A,B,..."}
+        names = {int: "N", float: "X", tuple: "A,B,...", dict: "NAME=TEXT;..."}
         return self.facts.metavar or "|".join(self.choices) or names.get(self.kind, "TEXT")
 
     @property
@@ -191,6 +192,10 @@ def as_text(value: object) -> str:
     match value:
         case bool():
             return "true" if value else "false"
+        case dict():
+            return ";".join(f"{name}={text}" for name, text in value.items())
+        case tuple() if value and isinstance(value[0], tuple):
+            return as_text(dict(value))
         case tuple() | list():
             return ",".join(map(str, value))
         case Enum():
@@ -205,6 +210,8 @@ def _kind(annotation: object, where: str) -> type:
         annotation = members[0] if len(members) == 1 else annotation
     if annotation == tuple[str, ...]:
         return tuple
+    if annotation == tuple[tuple[str, str], ...]:
+        return dict
     if isinstance(annotation, type) and (annotation in (str, int, float, bool) or issubclass(annotation, Enum)):
         return annotation
     raise TypeError(f"{where}: {annotation} cannot be the type of an option")

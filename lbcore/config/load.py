@@ -156,9 +156,31 @@ def _typed(kind: type, given: Given) -> object:
         if not all(isinstance(part, str) for part in parts):
             raise ValueError("is not a list of texts")
         return tuple(word.strip() for part in parts for word in str(part).split(",") if word.strip())
+    if kind is dict:
+        return _table(raw) if given.source is Source.FILE else _pairs(raw if isinstance(raw, list) else [raw])
     if not isinstance(raw, str):
         raise ValueError("is not a text")
     return raw
+
+
+def _table(raw: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(raw, dict) or not all(isinstance(text, str) for text in raw.values()):
+        raise ValueError("is not a table of texts")
+    return tuple(raw.items())
+
+
+def _pairs(texts: Sequence[object]) -> tuple[tuple[str, str], ...]:
+    pairs: dict[str, str] = {}
+    for word in ";".join(map(str, texts)).split(";"):
+        name, equals, text = (part.strip() for part in word.partition("="))
+        if not name and not equals:
+            continue
+        if not name or not equals:
+            raise ValueError(f"has {word.strip()!r}, which is not written as NAME=TEXT")
+        if name in pairs:
+            raise ValueError(f"gives {name} twice")
+        pairs[name] = text
+    return tuple(pairs.items())
 
 
 def _number(kind: type[int] | type[float], raw: object) -> float:

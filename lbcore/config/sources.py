@@ -169,7 +169,7 @@ def _add_flag(section: argparse._ArgumentGroup, declaration: Declaration) -> Non
     text = f"{declaration.help} [{default}, {declaration.env}]".replace("%", "%%")
     if declaration.kind is bool:
         section.add_argument(*declaration.flags, action=argparse.BooleanOptionalAction, help=text)
-    elif declaration.kind is tuple:
+    elif declaration.kind in (tuple, dict):
         section.add_argument(*declaration.flags, action="append", metavar=declaration.metavar, help=text)
     else:
         section.add_argument(*declaration.flags, metavar=declaration.metavar, help=text)

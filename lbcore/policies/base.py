@@ -5,10 +5,10 @@ Parts hold parameters and nothing else; what changes from request to request com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from lbcore.types import Agreement, Endpoint, PickRequest, RefusalReason, Snapshot
 
@@ -26,8 +26,8 @@ class Filter(Protocol):
         """
         ...
 
-    def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
-        """Those of the candidates that may, in their order."""
+    def keep(self, request: PickRequest, candidates: Sequence[Endpoint], now: float) -> Sequence[Endpoint]:
+        """Those of the candidates that may, in their order; `now` is the snapshot's time."""
         ...
 
 
@@ -50,6 +50,20 @@ class Cost(Protocol):
         ...
 
 
+@runtime_checkable
+class Termed(Protocol):
+    """A cost that can be taken apart, for people who ask why."""
+
+    unit: ClassVar[str]
+    """Of cost and terms; empty where they have none."""
+
+    def terms(
+        self, request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot
+    ) -> Sequence[Mapping[str, float]]:
+        """For each candidate the parts of its cost by their names; they add up to what `cost` says."""
+        ...
+
+
 class Picker(Protocol):
     """Who of the candidates is taken."""
 
@@ -59,6 +73,11 @@ class Picker(Protocol):
         There is at least one candidate, and `count` is at least 1.
         """
         ...
+
+
+def part_name(part: Filter | Scorer | Cost | Picker) -> str:
+    """Its name in the tables of `lbcore.policies.registry`, which is that of its file."""
+    return type(part).__module__.rpartition(".")[2]
 
 
 MOST = 1e9
@@ -85,6 +104,7 @@ def parameter(default: float, *, least: float = 0.0, most: float = MOST) -> floa
 class WeightedScores:
     """Scorers with their weights, together a cost: what the weighted scores lack, below 0."""
 
+    unit: ClassVar[str] = ""
     scorers: tuple[tuple[Scorer, float], ...] = ()
 
     def cost(self, request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot) -> Sequence[float]:
@@ -94,6 +114,16 @@ class WeightedScores:
             scores = scorer.score(request, candidates)
             costs = [cost - weight * score for cost, score in zip(costs, scores, strict=True)]
         return costs
+
+    def terms(
+        self, request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot
+    ) -> Sequence[Mapping[str, float]]:
+        """Each weighted score below 0, by the name of its scorer."""
+        columns = [
+            (part_name(scorer), [0.0 - weight * score for score in scorer.score(request, candidates)])
+            for scorer, weight in self.scorers
+        ]
+        return [{name: column[index] for name, column in columns} for index in range(len(candidates))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 DEFAULT_POLICY = "cost"
 
-DEFAULT_FILTERS = ("role", "untried", "ready", "has_room")
+DEFAULT_DECODE_POLICY = "least_tokens"
+"""Of requests whose prompt is computed already: each step of theirs reads the context of all that decode there."""
+
+DEFAULT_FILTERS = ("role", "untried", "ready", "has_room", "objective")
 """In this order: `ready` lets silent workers pass only when no ready one of the right role is left untried."""
 
 

@@ -27,8 +27,9 @@ from lbcore.policies.costs.tokens_times_batch import TokensTimesBatch
 from lbcore.policies.costs.uncached_tokens import UncachedTokens
 from lbcore.policies.costs.weighted_queue import WeightedQueue
 from lbcore.policies.filters.has_room import HasRoom
+from lbcore.policies.filters.objective import MeetsObjective
 from lbcore.policies.filters.ready import Ready
-from lbcore.policies.filters.role import TakesWholeRequests
+from lbcore.policies.filters.role import TakesPhase
 from lbcore.policies.filters.untried import Untried
 from lbcore.policies.parse import parse_policy, written_policy
 from lbcore.policies.pickers.best import Best
@@ -44,8 +45,9 @@ P = TypeVar("P")
 
 FILTERS: Mapping[str, Callable[[], Filter]] = {
     "has_room": HasRoom,
+    "objective": MeetsObjective,
     "ready": Ready,
-    "role": TakesWholeRequests,
+    "role": TakesPhase,
     "untried": Untried,
 }
 

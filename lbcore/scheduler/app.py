@@ -10,13 +10,15 @@ import structlog
 
 from lbcore.clock import Clock
 from lbcore.garbage import look_seldom
+from lbcore.line_file import LineFile
 from lbcore.metrics import MetricsServer
-from lbcore.policies.registry import build_policy
+from lbcore.policies.assignments import build_assignments
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import Ticked
 from lbcore.router import QueueLimits
 from lbcore.scheduler.admin_service import AdminServicer
 from lbcore.scheduler.config import SchedulerConfig
+from lbcore.scheduler.decision_log import DecisionLog
 from lbcore.scheduler.desk import Desk
 from lbcore.scheduler.registry_service import RegistryServicer
 from lbcore.scheduler.routing_service import RoutingServicer
@@ -36,13 +38,15 @@ async def run(config: SchedulerConfig, clock: Clock) -> None:
         ConfigError: the scheduler cannot start like this.
     """
     seed = config.seed or SystemRandom().randrange(1, 2**31)
+    decisions = LineFile(config.decision_log, "--decision-log") if config.decision_log else None
     state = SchedulerState(
         WorkerPool(lease_ttl_s=config.lease_ttl_s, ticket_ttl_s=config.ticket_ttl_s),
-        build_policy(config.policy),
+        build_assignments(config.policy, config.prefill_policy, config.decode_policy, config.model_policy),
         clock,
         Random(seed),
         SystemRandom().randrange(1, 2**63),
         _limits(config),
+        DecisionLog(decisions).record if decisions is not None else None,
     )
     registry = RegistryServicer(state, config.lease_ttl_s, config.report_interval_s)
     server = GrpcServer(
@@ -62,6 +66,8 @@ async def run(config: SchedulerConfig, clock: Clock) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     tending = [loop.create_task(sweep(state)), loop.create_task(serve_waiting(state.desk))]
+    if decisions is not None:
+        tending.append(loop.create_task(decisions.keep_writing(clock)))
     for task in tending:
         task.add_done_callback(lambda task: stop.set())
     look_seldom()
@@ -85,6 +91,8 @@ async def run(config: SchedulerConfig, clock: Clock) -> None:
         await asyncio.gather(*tending, return_exceptions=True)
         await server.stop(0.2)
         await metrics.stop()
+        if decisions is not None:
+            await decisions.close()
     log.info("stopped")
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from lbcore.config import at_least, between, option, port_number
 from lbcore.log import LEVELS
-from lbcore.policies.presets import DEFAULT_POLICY
+from lbcore.policies.assignments import check_model_policies
+from lbcore.policies.presets import DEFAULT_DECODE_POLICY, DEFAULT_POLICY
 from lbcore.policies.registry import check_policy
 
 
@@ -21,7 +22,19 @@ class SchedulerConfig:
         DEFAULT_POLICY,
         check=check_policy,
         metavar="NAME",
-        help="how workers are picked: one of docs/policies.md, parameters in brackets",
+        help="how workers are picked for whole requests: one of docs/policies.md, parameters in brackets",
+    )
+    prefill_policy: str = option(
+        DEFAULT_POLICY, check=check_policy, metavar="NAME", help="the same where prefill alone is asked for"
+    )
+    decode_policy: str = option(
+        DEFAULT_DECODE_POLICY, check=check_policy, metavar="NAME", help="the same where decode alone is asked for"
+    )
+    model_policy: tuple[tuple[str, str], ...] = option(
+        (),
+        check=check_model_policies,
+        metavar="MODEL=NAME;...",
+        help="policies of models that have their own; MODEL:prefill and MODEL:decode are for those phases",
     )
     lease_ttl_s: float = option(
         3.0, check=between(0.2, 3600), help="seconds after its last report until a silent worker is lost"
@@ -38,7 +51,9 @@ class SchedulerConfig:
         True,
         help="whether requests wait here while no worker has room for them, rather than in an engine's queue",
     )
-    max_waiting: int = option(4096, check=at_least(0), help="requests that may wait for one model; more get 503")
+    max_waiting: int = option(
+        4096, check=at_least(0), help="requests that may wait for one phase of one model; more get 503"
+    )
     max_waiting_mb: int = option(
         1024, check=at_least(0), help="megabytes of the prompts of those requests; more get 503"
     )
@@ -49,6 +64,9 @@ class SchedulerConfig:
         120.0,
         check=at_least(0),
         help="seconds that a request may have to wait as predicted; past that it gets 503 at once",
+    )
+    decision_log: str = option(
+        "", metavar="FILE", help="file to which each decision is appended with what it was made of"
     )
     seed: int = option(0, help="seed of chance in picks; 0 draws one, which is logged")
     log_level: str = option("info", choices=LEVELS, help="least severe log lines shown")

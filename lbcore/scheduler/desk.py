@@ -12,13 +12,13 @@ from math import inf
 import structlog
 
 from lbcore.clock import Clock
-from lbcore.errors import LoadBalancerError
+from lbcore.errors import LoadBalancerError, ModelNotFound
 from lbcore.queue.room import Waiting
 from lbcore.router import Router
 from lbcore.scheduler.alarm import Alarm
 from lbcore.scheduler.metrics import SchedulerMetrics
 from lbcore.scheduler.refusals import error_of
-from lbcore.types import Refused, Route, RouteFacts, Ticket
+from lbcore.types import Explanation, RefusalReason, Refused, Route, RouteFacts, Target, Ticket
 
 log = structlog.get_logger()
 
@@ -104,6 +104,21 @@ class Desk:
         # It may be the first to be served or to be late, and so sooner than what `serve` has said.
         self.alarm.ring()
         return place
+
+    def explain(self, facts: RouteFacts) -> tuple[Target | None, Explanation]:
+        """To whom a request with these facts would be sent now, or None when it would wait or be refused, and why.
+
+        Nothing is booked.
+
+        Raises:
+            ModelNotFound: nobody serves the model.
+        """
+        decision, explanation, waits = self._router.explain(facts, self._clock.now())
+        if isinstance(decision, Refused):
+            if decision.reason is RefusalReason.MODEL_NOT_FOUND:
+                raise ModelNotFound(f"No worker serves the model `{facts.model}`.")
+            return None, explanation
+        return None if waits else decision.endpoint.spec.target, explanation
 
     def withdraw(self, place: Place) -> None:
         """See `Place.withdraw`."""

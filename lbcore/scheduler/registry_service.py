@@ -11,10 +11,19 @@ import grpc
 
 from lbcore.api.v1 import registry_pb2, registry_pb2_grpc
 from lbcore.errors import InvalidRequest, LeaseLost, LoadBalancerError, NotFound
-from lbcore.pool_events import Deregistered, Disconnected, DrainNoticed, Registered, Reported, ReportRejected
+from lbcore.pool_events import (
+    Deregistered,
+    Disconnected,
+    DrainNoticed,
+    PrefixesMissed,
+    PrefixesReported,
+    Registered,
+    Reported,
+    ReportRejected,
+)
 from lbcore.scheduler.state import SchedulerState
 from lbcore.types import WorkerId, WorkerSpec
-from lbcore.wire.convert import load_from_proto, spec_from_proto
+from lbcore.wire.convert import load_from_proto, prefixes_from_proto, spec_from_proto
 from lbcore.wire.outbox import Outbox
 from lbcore.wire.server import Registration, service
 from lbcore.wire.status import abort
@@ -30,6 +39,10 @@ PAUSE_MS_PER_WORKER = 0.5
 MAX_PAUSE_MS = 200.0
 """Between two reports of one worker. Credit keeps load exact between reports, so that they need not be many: with half
 a millisecond for each worker four hundred of them send two thousand in a second, and a thousand at most five."""
+
+_RESEND_PREFIXES = registry_pb2.ConnectResponse(
+    command=registry_pb2.Command(resend_prefixes=registry_pb2.ResendPrefixesCommand())
+)
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
@@ -126,6 +139,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                         if len(report.ticket_updates) > FEW_UPDATES or report.sequence % ACK_EVERY == 0:
                             ack = registry_pb2.ReportAck(sequence=report.sequence, report_pause_ms=self._pause_ms())
                             outbox.put(registry_pb2.ConnectResponse(report_ack=ack))
+                    case "prefix_report":
+                        prefixes = prefixes_from_proto(message.prefix_report)
+                        effects = handle(PrefixesReported(spec.worker_id, spec.epoch, prefixes))
+                        if any(isinstance(effect, PrefixesMissed) for effect in effects):
+                            outbox.put(_RESEND_PREFIXES)
                     case "drain_notice":
                         handle(DrainNoticed(spec.worker_id, spec.epoch))
                     case "deregistration":

@@ -15,7 +15,7 @@ from lbcore.pool_events import Released
 from lbcore.scheduler.desk import Place
 from lbcore.scheduler.state import SchedulerState
 from lbcore.types import Route, Target, Ticket
-from lbcore.wire.convert import facts_from_proto, timeout_from_proto
+from lbcore.wire.convert import explanation_to_proto, facts_from_proto, target_to_proto, timeout_from_proto
 from lbcore.wire.outbox import Outbox
 from lbcore.wire.status import failure_from_error
 
@@ -77,14 +77,28 @@ class RouteStream:
     def _answers(self, calls: Iterable[routing_pb2.RouteCall]) -> routing_pb2.RouteStreamResponse:
         answers = routing_pb2.RouteStreamResponse()
         for call in calls:
+            if call.request.explain:
+                self._answer_alone(call)
+                continue
             # Filled in where it stands: a message that is made elsewhere is copied into the one that holds it.
             result = answers.results.add()
             result.call_id = call.call_id
-            try:
-                self._answer(call.call_id, call.request, result)
-            except LoadBalancerError as error:
-                result.failure.CopyFrom(failure_from_error(error))
+            self._answer_or_refuse(call, result)
         return answers
+
+    def _answer_alone(self, call: routing_pb2.RouteCall) -> None:
+        """An explanation names the whole fleet: many in one message would be more than a message may hold."""
+        answers = routing_pb2.RouteStreamResponse()
+        result = answers.results.add()
+        result.call_id = call.call_id
+        self._answer_or_refuse(call, result)
+        self.outbox.put(answers, answers.ByteSize())
+
+    def _answer_or_refuse(self, call: routing_pb2.RouteCall, result: routing_pb2.RouteResult) -> None:
+        try:
+            self._answer(call.call_id, call.request, result)
+        except LoadBalancerError as error:
+            result.failure.CopyFrom(failure_from_error(error))
 
     def _answer(self, call_id: int, message: routing_pb2.RouteRequest, result: routing_pb2.RouteResult) -> None:
         if call_id in self._places:
@@ -123,9 +137,11 @@ def _write(route: Route, response: routing_pb2.RouteResponse) -> None:
     for fallback in route.fallbacks:
         response.fallbacks.append(_target(fallback))
     response.predicted_ttft_ms = route.predicted_ttft_ms
+    if route.explanation is not None:
+        response.explanation.CopyFrom(explanation_to_proto(route.explanation))
 
 
 @lru_cache(maxsize=4096)
 def _target(target: Target) -> routing_pb2.WorkerTarget:
     """To be copied, never changed: the same for every route to a worker."""
-    return routing_pb2.WorkerTarget(worker_id=target.worker_id, epoch=target.epoch, address=target.address)
+    return target_to_proto(target)

@@ -12,12 +12,14 @@ from random import Random
 import structlog
 
 from lbcore.clock import Clock
+from lbcore.decisions import Decided
 from lbcore.errors import LeaseLost, LoadBalancerError, NameTaken
-from lbcore.policies.base import Policy
+from lbcore.policies.assignments import Assignments
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import (
     PoolEffect,
     PoolEvent,
+    PrefixesMissed,
     Released,
     ReportRejected,
     TicketsExpired,
@@ -33,7 +35,7 @@ from lbcore.router import QueueLimits, Router
 from lbcore.scheduler.desk import Desk, Place
 from lbcore.scheduler.metrics import SchedulerMetrics
 from lbcore.scheduler.table import Table
-from lbcore.types import Ticket, WorkerSpec
+from lbcore.types import PolicyAssignment, Ticket, WorkerSpec
 
 log = structlog.get_logger()
 
@@ -55,19 +57,22 @@ class SchedulerState:
     def __init__(
         self,
         pool: WorkerPool,
-        policy: Policy,
+        assignments: Assignments,
         clock: Clock,
         rng: Random,
         epoch: int,
         limits: QueueLimits = _LIMITS,
+        record: Callable[[Decided], None] | None = None,
     ) -> None:
+        """`record` hears of each decision, as `Router` has it."""
         self.epoch = epoch
+        self.assignments = assignments
         self.pool = pool
         self.clock = clock
         self.table = Table(pool, clock)
         # The epoch in the high bits: tickets of an earlier scheduler mean nothing to this one.
         first_ticket = ((epoch & 0xFFFFFF) << 39) + 1
-        self._router: Router[Place] = Router(pool, policy, rng, limits, first_ticket)
+        self._router: Router[Place] = Router(pool, assignments, rng, limits, first_ticket, record)
         self.metrics = SchedulerMetrics(pool, clock, self._router.waiting)
         self.desk = Desk(self._router, clock, self.metrics, self._is_known, self._release)
         #: The open Connect stream of a worker, by name and epoch.
@@ -94,6 +99,16 @@ class SchedulerState:
             self._carry_out(effect)
         self.desk.happened()
         return effects
+
+    def assign(self, assignment: PolicyAssignment) -> None:
+        """Another policy decides from here on, for those who wait too; see `Assignments.assign`.
+
+        Raises:
+            ConfigError: there is no such policy, or a phase would be left without any.
+        """
+        policy = self.assignments.assign(assignment)
+        log.info("policy_changed", model=assignment.model, phase=assignment.phase.value, policy=policy.name)
+        self.desk.happened()
 
     def _carry_out(self, effect: PoolEffect) -> None:
         match effect:
@@ -131,6 +146,8 @@ class SchedulerState:
                 self.table.changed(spec.worker_id)
             case ReportRejected(worker_id):
                 log.warning("report_rejected", worker_id=worker_id)
+            case PrefixesMissed(spec):
+                log.warning("prefixes_missed", worker_id=spec.worker_id)
             case TicketsExpired(number):
                 log.warning("tickets_expired", count=number)
                 self.metrics.expired(number)

@@ -54,7 +54,7 @@ def _speeds(words: tuple[str, ...]) -> str | None:
 class SimulateConfig:
     """What traffic, which fleet, which policies, and where the results go."""
 
-    trace: str = option("", metavar="FILE", help="a request trace to replay; may be compressed with gzip")
+    trace: str = option("", metavar="FILE", help="a trace to replay; may be compressed with gzip; servegen is a folder")
     format: str = option("own", choices=tuple(READERS), help="format of the trace")
     traffic: tuple[str, ...] = option(
         (),
@@ -83,6 +83,9 @@ class SimulateConfig:
         100.0, check=between(0, 60_000), help="pause between two load reports; 0 reports with every step"
     )
     report_delay_ms: float = option(0.0, check=between(0, 60_000), help="age of a report when it arrives")
+    prefix_events: bool = option(
+        False, help="workers tell what their prefix caches hold, as those of engines with KV-cache events do"
+    )
     ttft_ms: float = option(2000.0, check=between(0.001, 1e9), help="time to first token that counts as served well")
     tpot_ms: float = option(100.0, check=between(0.001, 1e9), help="time per further token that does")
     incidents: tuple[str, ...] = option(
@@ -117,12 +120,13 @@ def simulate(argv: Sequence[str], environ: Mapping[str, str]) -> None:
         speeds=speeds,
         report_interval_s=config.report_interval_ms / 1000,
         report_delay_s=config.report_delay_ms / 1000,
+        prefix_events=config.prefix_events,
         incidents=[_incident(text, config.workers) for text in config.incidents],
     )
     for name, make in workloads:
-        longest = max(call.input_tokens + call.output_tokens for talk in make().conversations for call in talk.calls)
-        if longest > config.kv_tokens:
-            raise ConfigError(f"--kv-tokens: {config.kv_tokens} do not hold the longest request of {name}, {longest}")
+        shortest = min(call.input_tokens + call.output_tokens for talk in make().conversations for call in talk.calls)
+        if shortest > config.kv_tokens:
+            raise ConfigError(f"--kv-tokens: {config.kv_tokens} hold no request of {name}, the shortest of {shortest}")
     results: list[Result] = []
     for result in compare(
         workloads,

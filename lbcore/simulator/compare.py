@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 from lbcore.policies.presets import DEFAULT_POLICY
 from lbcore.policies.registry import build_policy
-from lbcore.simulator.capacity import at_load, calls_per_s
+from lbcore.simulator.capacity import at_load, capacity
 from lbcore.simulator.outcome import Objective, Outcome, summarise
 from lbcore.simulator.replay import FleetSpec, Replay
 from lbcore.simulator.workload import Workload
@@ -35,7 +35,9 @@ class Result:
 
     case: Case
     capacity: float
-    """Calls per second that the fleet can take; 0 where nobody asked."""
+    """What the fleet can take of it: calls per second, or users of a closed loop; 0 where nobody asked."""
+    users: int
+    """Of a closed loop; 0 for an open one."""
     outcome: Outcome
 
 
@@ -48,13 +50,15 @@ def compare(
     *,
     seed: int = 1,
     processes: int | None = None,
+    capacities: Mapping[str, float] | None = None,
 ) -> Iterator[Result]:
     """All of it, in order of workload, load and policy. Functions and values must be such that processes can be sent
-    them."""
+    them. What the fleet can take of a workload is searched for unless `capacities` has it."""
     with ProcessPoolExecutor(processes) as pool:
-        needed = workloads if any(loads) else ()
-        capacities = {name: pool.submit(_capacity, make, fleet, objective) for name, make in needed}
-        found = {name: future.result() for name, future in capacities.items()}
+        found = dict(capacities or {})
+        needed = [(name, make) for name, make in workloads if any(loads) and name not in found]
+        searches = {name: pool.submit(_capacity, make, fleet, objective) for name, make in needed}
+        found |= {name: future.result() for name, future in searches.items()}
         running = [
             pool.submit(_replay, make, Case(name, load, policy), found.get(name, 0.0), fleet, objective, seed)
             for name, make in workloads
@@ -66,15 +70,13 @@ def compare(
 
 
 def _capacity(make: MakeWorkload, fleet: FleetSpec, objective: Objective) -> float:
-    return calls_per_s(make(), fleet, lambda: build_policy(DEFAULT_POLICY), objective.tpot_ms)
+    return capacity(make(), fleet, lambda: build_policy(DEFAULT_POLICY), objective.tpot_ms)
 
 
-def _replay(
-    make: MakeWorkload, case: Case, capacity: float, fleet: FleetSpec, objective: Objective, seed: int
-) -> Result:
+def _replay(make: MakeWorkload, case: Case, taken: float, fleet: FleetSpec, objective: Objective, seed: int) -> Result:
     workload = make()
     if case.load:
-        workload = at_load(workload, case.load, capacity)
+        workload = at_load(workload, case.load, taken)
     policy = build_policy(case.policy)
     played = Replay(workload, fleet, policy, seed).run()
-    return Result(case, capacity, summarise(played, objective, int(len(played.flights) * WARM_UP_SHARE)))
+    return Result(case, taken, workload.users, summarise(played, objective, int(len(played.flights) * WARM_UP_SHARE)))

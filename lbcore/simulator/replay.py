@@ -6,25 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from math import ceil
+from math import ceil, inf
 from random import Random
 from typing import Any
 
+from lbcore.policies.assignments import Assignments
 from lbcore.policies.base import Policy
 from lbcore.pool import WorkerPool
-from lbcore.pool_events import Deregistered, Disconnected, Registered, Reported, Ticked
+from lbcore.pool_events import Deregistered, Disconnected, PrefixesReported, Registered, Reported, Ticked
 from lbcore.queue.room import Waiting
 from lbcore.router import QueueLimits, Router
 from lbcore.simulator.worker import MODEL, EngineSpec, Flight, SimWorker
 from lbcore.simulator.workload import Conversation, Workload
-from lbcore.types import Epoch, LoadReport, Refused, Route, RouteFacts, Ticket, WorkerId
-from worker.engines.sim.batch import StepOutcome
+from lbcore.types import Epoch, LoadReport, PrefixReport, Refused, Route, RouteFacts, WorkerId
 
 LEASE_TTL_S = 3.0
 _FOREVER_S = 1e12
 TICKET_TTL_S = 10.0
 ENDLESS = QueueLimits(max_requests=10**9, max_prompt_bytes=10**18, max_tenant_requests=10**9, max_wait_s=1e9)
 """Nobody is refused: every policy has to serve the same requests."""
+
+TOO_LONG = "too_long"
+"""Why an engine refuses a call that its KV cache could never hold."""
 
 BYTES_PER_TOKEN = 4
 """What a prompt is taken to have: the pool learns it as it would."""
@@ -53,6 +56,8 @@ class FleetSpec:
     """Between two reports of a worker; 0 reports with every step and every request."""
     report_delay_s: float = 0.0
     """From a report's making to its arrival."""
+    prefix_events: bool = False
+    """Whether workers tell with their load reports what their prefix caches hold."""
     network_s: float = 0.0005
     """One way, for requests and for answers."""
     incidents: Sequence[Incident] = ()
@@ -72,13 +77,21 @@ class Replay:
     """One workload, one fleet, one policy; deterministic by seed."""
 
     def __init__(
-        self, workload: Workload, fleet: FleetSpec, policy: Policy, seed: int = 1, limits: QueueLimits = ENDLESS
+        self,
+        workload: Workload,
+        fleet: FleetSpec,
+        policy: Policy,
+        seed: int = 1,
+        limits: QueueLimits = ENDLESS,
+        puts_off: bool = True,
     ) -> None:
+        """`puts_off` leaves steps and reports of which there is nothing to tell until somebody looks: a replay that
+        does not comes to the same in up to twenty times the time."""
         self._workload = workload
         self._fleet = fleet
         self._rng = Random(seed)
         self._pool = WorkerPool(lease_ttl_s=_FOREVER_S, ticket_ttl_s=TICKET_TTL_S)
-        self._router: Router[Flight] = Router(self._pool, policy, Random(seed + 1), limits)
+        self._router: Router[Flight] = Router(self._pool, Assignments.of(policy), Random(seed + 1), limits)
         self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._order = count()
         self._now = 0.0
@@ -90,10 +103,16 @@ class Replay:
         self._next_conversation = 0
         self._open = 0
         """Conversations that are not over."""
-        self._wake_at = float("inf")
+        self._wake_at = inf
+        self._waiting = 0
+        """Calls that wait in the router."""
+        self._coasts = puts_off and fleet.report_interval_s > 0
+        """Whether steps may be taken when somebody looks: not where each is reported."""
+        self._puts_off = self._coasts and not fleet.report_delay_s
+        """Whether nobody can tell when a report was sent that tells of nothing new."""
 
-    def run(self) -> Played:
-        """Until every call has its answer."""
+    def run(self, until_s: float = inf) -> Played:
+        """Until every call has its answer, or until it is so late."""
         fleet, workload = self._fleet, self._workload
         for index in range(fleet.workers):
             self._workers.append(None)
@@ -109,11 +128,13 @@ class Replay:
                 self._at(conversation.at_s + conversation.calls[0].think_s, self._ask_next, (conversation, 0))
         self._at(1.0, self._tick, None)
         events = self._events
-        while self._goes_on():
+        while self._goes_on() and events[0][0] <= until_s:
             self._now, _, happen, what = heappop(events)
             happen(what)
         self._flights = [flight for flight in self._flights if flight.refused or flight.finished_at >= 0]
         alive = [worker for worker in self._workers if worker is not None]
+        for worker in alive:
+            worker.catch_up(self._now)
         return Played(self._flights, self._now, alive, self._dead)
 
     def _goes_on(self) -> bool:
@@ -143,6 +164,7 @@ class Replay:
         self._ask(flight)
 
     def _ask(self, flight: Flight) -> None:
+        self._send_reports_put_off()
         call, block_tokens = flight.call, self._workload.block_tokens
         prompt_tokens = call.input_tokens
         facts = RouteFacts(
@@ -158,6 +180,7 @@ class Replay:
         )
         outcome = self._router.ask(flight, facts, self._now)
         if isinstance(outcome, Waiting):
+            self._waiting += 1
             self._at(self._now, self._look, None)
         else:
             self._answer(flight, outcome)
@@ -170,6 +193,7 @@ class Replay:
             return
         flight.ticket = outcome.ticket
         flight.worker = outcome.target.worker_id
+        flight.sent_at = self._now
         self._at(self._now + self._fleet.network_s, self._arrive, flight)
 
     def _over(self, flight: Flight) -> None:
@@ -188,7 +212,8 @@ class Replay:
         engine = self._fleet.engine
         speeds = self._fleet.speeds
         epoch = next(self._order) + 1
-        worker = SimWorker(f"w{index:03}", engine, self._workload.block_tokens, epoch)
+        worker = SimWorker(f"w{index:03}", engine, self._workload.block_tokens, epoch, self._fleet.prefix_events)
+        worker.coasts = self._coasts
         if speeds:
             worker.batch.step_time = engine.step_time.slowed(1 / speeds[index])
         self._workers[index] = worker
@@ -203,9 +228,14 @@ class Replay:
         if worker is None:
             self._failed(flight)
             return
-        worker.receive(flight)
-        if not worker.is_stepping:
+        worker.catch_up(self._now)
+        if not worker.receive(flight):
+            flight.refused = TOO_LONG
+            self._over(flight)
+        elif not worker.is_stepping:
             self._step(worker)
+        elif worker.disturb():
+            self._watch(worker)
         if not worker.reports:
             worker.reports = True
             pause_s = self._fleet.report_interval_s or 0.25
@@ -216,15 +246,25 @@ class Replay:
             self._send_report(worker)
 
     def _step(self, worker: SimWorker) -> None:
-        outcome = worker.step(self._now)
-        if outcome is not None:
-            self._at(self._now + outcome.duration_ms / 1000, self._end_step, (worker, outcome))
+        if worker.step(self._now):
+            self._watch(worker)
 
-    def _end_step(self, what: tuple[SimWorker, StepOutcome[Ticket]]) -> None:
-        worker, outcome = what
-        if self._by_name.get(worker.name) is not worker:
+    def _watch(self, worker: SimWorker) -> None:
+        """Looks again when there may be something to tell of its steps, and then only."""
+        worker.watch = next(self._order)
+        self._at(worker.quiet_until, self._end_step, (worker, worker.watch))
+
+    def _end_step(self, what: tuple[SimWorker, int]) -> None:
+        worker, watch = what
+        if worker.watch != watch or self._by_name.get(worker.name) is not worker:
             return
-        complete = worker.end_step(outcome, self._now)
+        worker.catch_up(self._now)
+        if worker.ends_at > self._now:
+            self._watch(worker)
+            return
+        # Quiet steps are added up one by one, and when to look was multiplied: that may be a rounding error later.
+        self._now = worker.ends_at
+        complete = worker.end_step(self._now)
         self._step(worker)
         if not self._fleet.report_interval_s:
             self._send_report(worker)
@@ -234,24 +274,40 @@ class Replay:
     def _report(self, worker: SimWorker) -> None:
         if self._by_name.get(worker.name) is not worker:
             return
-        self._send_report(worker)
+        if not self._puts_off or self._waiting or not worker.put_off_report(self._now):
+            self._send_report(worker)
+        worker.reported_at = self._now
         # What does not change is not told again, and so does not cost the simulation anything.
         worker.reports = worker.is_stepping
         if worker.reports:
             self._at(self._now + (self._fleet.report_interval_s or 0.25), self._report, worker)
 
-    def _send_report(self, worker: SimWorker) -> None:
-        worker.reported_at = self._now
-        report = worker.report(self._now)
-        if self._fleet.report_delay_s:
-            self._at(self._now + self._fleet.report_delay_s, self._hear, (worker, report))
-        else:
-            self._hear((worker, report))
+    def _send_reports_put_off(self) -> None:
+        """Somebody is about to look."""
+        put_off = [(worker.report_put_off(), worker) for worker in self._by_name.values()]
+        due = [(*news, worker) for news, worker in put_off if news is not None]
+        for at, report, worker in sorted(due, key=lambda one: one[0]):
+            self._router.handle(Reported(WorkerId(worker.name), Epoch(worker.epoch), report), at)
 
-    def _hear(self, what: tuple[SimWorker, LoadReport]) -> None:
-        worker, report = what
-        self._router.handle(Reported(WorkerId(worker.name), Epoch(worker.epoch), report), self._now)
-        self._serve()
+    def _send_report(self, worker: SimWorker) -> None:
+        if not worker.has_measured:
+            self._send_reports_put_off()
+        worker.reported_at = self._now
+        news = worker, worker.report(self._now), worker.prefix_report() if worker.reports_prefixes else None
+        if self._fleet.report_delay_s:
+            self._at(self._now + self._fleet.report_delay_s, self._hear, news)
+        else:
+            self._hear(news)
+
+    def _hear(self, what: tuple[SimWorker, LoadReport, PrefixReport | None]) -> None:
+        worker, report, prefixes = what
+        name, epoch = WorkerId(worker.name), Epoch(worker.epoch)
+        # First, so that of what the report calls finished it is known by then whether it is held.
+        if prefixes is not None:
+            self._router.handle(PrefixesReported(name, epoch, prefixes), self._now)
+        self._router.handle(Reported(name, epoch, report), self._now)
+        if self._waiting:
+            self._serve()
 
     def _tick(self, _: None) -> None:
         self._router.handle(Ticked(), self._now)
@@ -263,6 +319,7 @@ class Replay:
 
     def _serve(self) -> None:
         for flight, outcome in self._router.serve(self._now):
+            self._waiting -= 1
             self._answer(flight, outcome)
         self._set_alarm()
 
@@ -275,15 +332,20 @@ class Replay:
 
     def _wake(self, at: float) -> None:
         if at == self._wake_at:
-            self._wake_at = float("inf")
+            self._wake_at = inf
             self._serve()
 
     # -- incidents
 
     def _happen(self, incident: Incident) -> None:
+        self._send_reports_put_off()
         worker = self._workers[incident.worker]
+        if worker is not None:
+            worker.catch_up(self._now)
         if incident.kind == "slow" and worker is not None:
             worker.batch.step_time = self._fleet.engine.step_time.slowed(incident.factor)
+            if worker.disturb():
+                self._watch(worker)
         elif incident.kind == "die" and worker is not None:
             self._workers[incident.worker] = None
             del self._by_name[worker.name]

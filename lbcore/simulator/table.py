@@ -16,11 +16,20 @@ _HEAD = (
 def table(results: Sequence[Result]) -> str:
     """A table for each workload and load, in their order, its best mean TTFT, p99 and goodput in bold."""
     parts: list[str] = []
-    for (workload, load), group in groupby(results, key=lambda result: (result.case.workload, result.case.load)):
+    for (workload, _), group in groupby(results, key=lambda result: (result.case.workload, result.case.load)):
         rows = list(group)
-        what = f"{load:.0%} of {rows[0].capacity:.3g} calls/s" if load else "as recorded"
-        parts.append(f"### {workload}, {what}\n\n{_HEAD}\n{_rows(rows)}\n")
+        parts.append(f"### {workload}, {_what(rows[0])}\n\n{_HEAD}\n{_rows(rows)}\n")
+        refused = max(row.outcome.refused for row in rows)
+        if refused:
+            parts.append(f"Refused: up to {refused:,} of {rows[0].outcome.calls:,} calls.\n")
     return "\n".join(parts)
+
+
+def _what(row: Result) -> str:
+    if not row.case.load:
+        return "as recorded"
+    whole = f"{row.capacity:.0f} users" if row.users else f"{row.capacity:.3g} calls/s"
+    return f"{row.case.load:.0%} of {whole}"
 
 
 def _rows(rows: Sequence[Result]) -> str:

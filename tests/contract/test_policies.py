@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from lbcore.pick import FALLBACK_COUNT, pick
 from lbcore.policies.presets import PRESETS
 from lbcore.policies.registry import COSTS, FILTERS, PICKERS, SCORERS, build_policy
-from lbcore.types import Endpoint, EndpointState, PickRequest, RefusalReason, Refused, Snapshot
+from lbcore.types import TAKERS, Endpoint, EndpointState, PickRequest, RefusalReason, Refused, Snapshot
 from tests.fleet import scenes
 
 Scene = tuple[PickRequest, list[Endpoint]]
 
 laws = settings(derandomize=True, max_examples=30, deadline=None, database=None)
+NOW = 0.0
 every_filter = pytest.mark.parametrize("name", sorted(FILTERS))
 every_picker = pytest.mark.parametrize("name", sorted(PICKERS))
 every_policy = pytest.mark.parametrize("name", sorted(PRESETS))
@@ -39,7 +40,7 @@ def numbers(name: str, request: PickRequest, candidates: list[Endpoint]) -> list
 @given(scene=scenes())
 def test_a_filter_keeps_some_of_the_candidates_in_their_order(name: str, scene: Scene) -> None:
     request, candidates = scene
-    kept = list(FILTERS[name]().keep(request, candidates))
+    kept = list(FILTERS[name]().keep(request, candidates, NOW))
     assert kept == [candidate for candidate in candidates if any(candidate is other for other in kept)]
 
 
@@ -48,19 +49,19 @@ def test_a_filter_keeps_some_of_the_candidates_in_their_order(name: str, scene: 
 @given(scene=scenes())
 def test_filtering_twice_is_filtering_once(name: str, scene: Scene) -> None:
     request, candidates = scene
-    once = list(FILTERS[name]().keep(request, candidates))
-    assert list(FILTERS[name]().keep(request, once)) == once
+    once = list(FILTERS[name]().keep(request, candidates, NOW))
+    assert list(FILTERS[name]().keep(request, once, NOW)) == once
 
 
-@pytest.mark.parametrize("name", sorted(set(FILTERS) - {"ready"}))
+@pytest.mark.parametrize("name", sorted(set(FILTERS) - {"ready", "objective"}))
 @laws
 @given(scene=scenes())
 def test_a_filter_looks_at_each_candidate_alone(name: str, scene: Scene) -> None:
-    # All but `ready`, which takes silent workers only when there are no others.
+    # All but `ready`, which takes silent workers only when there are no others, and `objective`, which does likewise.
     request, candidates = scene
     keep = FILTERS[name]().keep
-    alone = [candidate for candidate in candidates if keep(request, [candidate])]
-    assert list(keep(request, candidates)) == alone
+    alone = [candidate for candidate in candidates if keep(request, [candidate], NOW)]
+    assert list(keep(request, candidates, NOW)) == alone
 
 
 @every_scorer_and_cost
@@ -134,6 +135,7 @@ def test_a_pick_changes_nothing_and_takes_only_whom_it_may(name: str, scene: Sce
         assert endpoint.room > 0
         assert endpoint.state is not EndpointState.DRAINING
         assert endpoint.worker_id not in request.tried
+        assert endpoint.spec.role in TAKERS[request.phase]
     assert [worker_id for worker_id, _ in decision.scores] == [endpoint.worker_id for endpoint in ranked]
     assert isfinite(decision.predicted_ttft_ms)
     assert decision.predicted_ttft_ms >= 0

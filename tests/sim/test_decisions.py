@@ -129,7 +129,8 @@ def plain_decision(
     few = [0.0 - 1.0 / (1 + worker.requests) for worker in able]
     match name:
         case "cost":
-            waiting = sum(worker.load.queued_requests + len(worker.credit) for worker in workers) / len(workers)
+            takers = [worker for worker in workers if worker.spec.role is Role.MIXED]
+            waiting = sum(worker.load.queued_requests + len(worker.credit) for worker in takers) / len(workers)
             ranking = best([worker.delay_ms(facts, waiting) for worker in able], count, rng)
         case "least_requests":
             ranking = best(few, count, rng)

@@ -434,3 +434,45 @@ def test_ranges_include_their_ends() -> None:
     assert at_least(1)(1) is None
     assert at_least(1)(0.5) == "is less than 1"
     assert positive(0) == "is not greater than 0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lamps:
+    lamps: tuple[tuple[str, str], ...] = option((("hall", "red"), ("a:b/c.d", "x(y=1, z=2)")), help="colours by lamp")
+
+
+def lamps(argv: Sequence[str] = (), environ: Mapping[str, str] | None = None, toml: str = "") -> Lamps:
+    file = ["--config", "lb.toml"] if toml else []
+    return load(Lamps, "lb-test", [*file, *argv], environ or {}, read_file=lambda path: toml.encode())
+
+
+def test_texts_by_name_are_read_as_their_default_is_shown() -> None:
+    shown = declare([Group(Lamps)])["lamps"].default_text
+    assert shown == "hall=red;a:b/c.d=x(y=1, z=2)"
+    assert lamps(["--lamps", shown]) == lamps(environ={"LB_LAMPS": f" {shown} ; "}) == Lamps()
+    assert lamps(["--lamps", "hall=red", "--lamps", "a:b/c.d=x(y=1, z=2)"]) == Lamps()
+
+
+def test_texts_by_name_are_a_table_in_the_file() -> None:
+    assert lamps(toml='[lamps]\nhall = "red"\n"a:b/c.d" = "x(y=1, z=2)"') == Lamps()
+    assert lamps(toml='lamps = { "k=v;w" = "" }').lamps == (("k=v;w", ""),)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("hall", "has 'hall', which is not written as NAME=TEXT"),
+        ("=red", "has '=red', which is not written as NAME=TEXT"),
+        ("hall=red; hall =blue", "gives hall twice"),
+    ],
+)
+def test_texts_that_are_not_by_name_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        lamps(["--lamps", text])
+    assert caught.value.message == f"--lamps: {text} {problem}"
+
+
+@pytest.mark.parametrize("toml", ['lamps = "hall=red"', "lamps = { hall = 1 }", "[lamps]\nhall.left = 'red'"])
+def test_the_file_has_no_other_form_for_texts_by_name(toml: str) -> None:
+    with pytest.raises(ConfigError, match=r"lb\.toml: lamps: .* is not a table of texts"):
+        lamps(toml=toml)

@@ -62,12 +62,31 @@ def test_a_long_prompt_in_front_takes_longer_than_its_tokens_say() -> None:
     assert long_ms - short_ms == pytest.approx(0.1 * DEFAULT_ATTENTION_RATIO * 50_000**2 / 2)
 
 
+def interference_ms(tokens: int, requests: int, recent_ms: float = 0.0) -> float:
+    """What a prompt costs beyond its own prefill where so many decode in steps of 10 ms."""
+    load = LoadReport(running_requests=requests, step_time_ms=10)
+    one = endpoint(load=load, capacity=BIG, recent_ms=recent_ms)
+    return costs(PickRequest(MODEL, tokens), one)[0] - costs(PickRequest(MODEL), one)[0] - alone_ms(tokens)
+
+
 def test_a_prefill_counts_more_where_many_decode() -> None:
-    request = PickRequest(MODEL, 1000)
-    few, many = (endpoint(load=LoadReport(running_requests=n), capacity=BIG) for n in (10, 30))
-    nothing = PickRequest(MODEL)
-    own_few, own_many = (costs(request, one)[0] - costs(nothing, one)[0] for one in (few, many))
-    assert own_many - own_few == pytest.approx(20 * cost.INTERFERENCE_PER_REQUEST * alone_ms(1000))
+    pause = alone_ms(1000) / (cost.EXPECTED_OUTPUT_TOKENS * 10)
+    expected = cost.INTERFERENCE_PER_REQUEST * alone_ms(1000) * pause
+    assert interference_ms(1000, 0) == pytest.approx(0)
+    assert interference_ms(1000, 10) == pytest.approx(10 * expected)
+    assert interference_ms(1000, 30) == pytest.approx(30 * expected)
+
+
+def test_a_pause_counts_by_its_part_of_an_answer() -> None:
+    assert interference_ms(2000, 10) == pytest.approx(4 * interference_ms(1000, 10), rel=0.1)
+
+
+def test_a_pause_is_worse_where_there_were_many_lately() -> None:
+    rested, half, busy, busier = (interference_ms(1000, 10, share * 120_000) for share in (0, 0.5, 1, 2))
+    more = 10 * cost.INTERFERENCE_PER_REQUEST * alone_ms(1000)
+    assert half - rested == pytest.approx(more / 2)
+    assert busy - rested == pytest.approx(more)
+    assert busier == pytest.approx(busy)
 
 
 def test_interference_has_a_limit() -> None:

@@ -181,7 +181,7 @@ class Scene:
 
     @staticmethod
     def _asked(request: dict[str, Any]) -> tuple[RouteFacts, GenerationRequest]:
-        facts = RouteFacts("r", "m", tried=request.pop("tried", frozenset()))
+        facts = RouteFacts("r", "m", 600, (1, 2), tried=request.pop("tried", frozenset()))
         return facts, GenerationRequest("r", Dialect.CHAT, b"{}", **request)
 
     def _observe(self, attempt: Attempt) -> None:
@@ -243,6 +243,16 @@ async def test_the_next_attempt_leaves_out_who_was_tried_and_gives_the_ticket_ba
     assert [facts.tried for facts in routing.asked] == [{"w9"}, {"w9", "w0"}]
     assert routing.returned == [1]
     assert scene.workers.calls["w1"].request.ticket == 2
+
+
+async def test_the_hashes_of_the_prompt_go_to_a_worker_that_wants_them_and_to_no_other() -> None:
+    wants = target("w1")._replace(wants_prefix_hashes=True)
+    routing = FakeRouting(route("w0", 1), Route(wants, Ticket(2)), route("w2", 3))
+    failing = [[Failed(UNREACHABLE)]]
+    scene = Scene(routing, FakeWorkers(w0=failing, w1=failing, w2=[[TOKEN, END]]))
+    await scene.read()
+    sent = {name: call.request for name, call in scene.workers.calls.items()}
+    assert [(one.prefix_hashes, one.prompt_bytes) for one in sent.values()] == [((), 0), ((1, 2), 600), ((), 0)]
 
 
 async def test_no_more_workers_are_tried_than_allowed_and_no_ticket_stays_booked() -> None:

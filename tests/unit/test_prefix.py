@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from lbcore.prefix import PREFIX_BLOCK_BYTES, PrefixIndex, block_hashes, bytes_of
-from lbcore.types import WorkerId
+from lbcore.types import Ticket, WorkerId
 
 A, B, C = WorkerId("a"), WorkerId("b"), WorkerId("c")
 
@@ -118,6 +118,49 @@ def test_what_was_used_least_recently_is_forgotten_first_and_from_its_end() -> N
     index.add(A, (9,))
     assert hit_blocks(index, (1, 2)) == {A: 1}
     assert hit_blocks(index, (5, 6)) == {A: 2}
+
+
+def test_what_an_open_request_uses_is_forgotten_after_what_none_does() -> None:
+    index = PrefixIndex()
+    index.set_capacity(A, 4)
+    index.add(A, (1, 2), ticket=Ticket(1))
+    index.add(A, (5, 6))
+    index.add(A, (8, 9))
+    assert (hit_blocks(index, (1, 2)), hit_blocks(index, (5, 6))) == ({A: 2}, {})
+
+
+def test_a_prompt_was_used_last_when_its_request_ended() -> None:
+    index = PrefixIndex()
+    index.set_capacity(A, 4)
+    index.add(A, (1, 2), ticket=Ticket(1))
+    index.add(A, (5, 6))
+    index.over(A, Ticket(1), computed=True)
+    index.over(A, Ticket(1), computed=True)
+    index.add(A, (9,))
+    assert (hit_blocks(index, (1, 2)), hit_blocks(index, (5, 6))) == ({A: 2}, {A: 1})
+
+
+def test_a_prompt_that_was_never_computed_is_no_younger_for_the_end_of_its_request() -> None:
+    index = PrefixIndex()
+    index.set_capacity(A, 4)
+    index.add(A, (1, 2), ticket=Ticket(1))
+    index.add(A, (5, 6))
+    index.over(A, Ticket(1), computed=False)
+    index.add(A, (9,))
+    assert (hit_blocks(index, (1, 2)), hit_blocks(index, (5, 6))) == ({A: 1}, {A: 2})
+
+
+def test_where_more_is_in_use_than_there_is_room_for_the_last_prompts_are_believed() -> None:
+    index = PrefixIndex()
+    index.set_capacity(A, 100)
+    for number in range(200):
+        index.add(A, (number, 1000 + number), ticket=Ticket(number + 1))
+    assert len(index) == 100
+    assert hit_blocks(index, (199, 1199)) == {A: 2}
+    for number in range(200):
+        index.over(A, Ticket(number + 1), computed=True)
+    index.drop(A)
+    assert len(index) == 0
 
 
 def test_of_a_prompt_longer_than_the_capacity_the_beginning_is_believed() -> None:
@@ -317,6 +360,51 @@ def test_no_worker_is_believed_to_hold_more_bytes_than_it_has_room_for(
         if not block_bytes:
             # And as much of the last prompt as fits.
             assert held == min(len(hashes), len(block_hashes(bytes(capacity * PREFIX_BLOCK_BYTES))))
+
+
+@settings(derandomize=True, max_examples=200, database=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 9), st.integers(1, 6)), max_size=40), st.integers(8, 20))
+def test_all_prompts_in_use_are_held_as_long_as_there_is_room_for_them(
+    happened: list[tuple[bool, int, int]], capacity: int
+) -> None:
+    index = PrefixIndex()
+    index.set_capacity(A, capacity)
+    prompts = {length: tuple(range(100 * length, 100 * length + length)) for length in range(1, 10)}
+    open_prompts: dict[int, tuple[int, ...]] = {}
+    for begins, length, ticket in happened:
+        if begins and ticket not in open_prompts:
+            used = {*open_prompts.values(), prompts[length]}
+            if sum(map(len, used)) <= capacity:
+                open_prompts[ticket] = prompts[length]
+                index.add(A, prompts[length], ticket=Ticket(ticket))
+        else:
+            open_prompts.pop(ticket, None)
+            index.over(A, Ticket(ticket), computed=True)
+        assert all(hit_blocks(index, prompt) == {A: len(prompt)} for prompt in open_prompts.values())
+
+
+@settings(derandomize=True, max_examples=200, database=None)
+@given(
+    st.lists(st.tuples(workers, deep, st.integers(0, 6), st.sampled_from((None, False, True))), max_size=40),
+    st.integers(1, 60),
+)
+def test_whatever_begins_and_ends_nobody_holds_more_than_there_is_room_for_and_nothing_is_left(
+    happened: list[tuple[WorkerId, str, int, bool | None]], capacity: int
+) -> None:
+    index = PrefixIndex()
+    for worker in (A, B, C):
+        index.set_capacity(worker, capacity)
+    for worker, text, ticket, computed in happened:
+        if computed is None:
+            index.add(worker, chain(text), ticket=Ticket(ticket))
+        else:
+            index.over(worker, Ticket(ticket), computed=computed)
+        held = hit_blocks(index, chain(text))
+        assert all(bytes_of(blocks) <= capacity * PREFIX_BLOCK_BYTES for blocks in held.values())
+        assert len(index) <= 3 * capacity
+    for worker in (A, B, C):
+        index.drop(worker)
+    assert len(index) == 0
 
 
 @settings(derandomize=True, max_examples=100, database=None)

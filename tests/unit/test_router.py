@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from lbcore.policies.assignments import Assignments
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import DrainNoticed, Registered, Reported
@@ -36,7 +37,9 @@ class Scene:
         pool = WorkerPool(lease_ttl_s=1e9, ticket_ttl_s=1e9)
         for number in range(workers):
             pool.handle(Registered(spec(f"w{number}", capacity=capacity), number), 0.0)
-        self.router: Router[str] = Router(pool, build_policy(policy), Random(1), limits or QueueLimits())
+        self.router: Router[str] = Router(
+            pool, Assignments.of(build_policy(policy)), Random(1), limits or QueueLimits()
+        )
         self.served: dict[str, Route | Refused] = {}
         self.sequence = 0
 

@@ -22,6 +22,7 @@ from lbcore.clock import MonotonicClock
 from lbcore.errors import LoadBalancerError
 from lbcore.flow import Inbox
 from lbcore.generation import Event, Failed, Finished, GenerationRequest
+from lbcore.policies.assignments import Assignments
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import PoolEffect, PoolEvent, Registered, Reported, Ticked
@@ -32,10 +33,10 @@ from lbcore.scheduler.app import serve_waiting
 from lbcore.scheduler.registry_service import RegistryServicer
 from lbcore.scheduler.routing_service import RoutingServicer
 from lbcore.scheduler.state import SchedulerState
-from lbcore.types import Endpoint, EndpointState, LoadReport, Route, RouteFacts, Ticket, WorkerSpec
+from lbcore.types import Endpoint, EndpointState, LoadReport, PrefixReport, Route, RouteFacts, Ticket, WorkerSpec
 from lbcore.wire.channel import open_channel
 from lbcore.wire.clients import GenerationClient
-from lbcore.wire.convert import load_to_proto, spec_to_proto
+from lbcore.wire.convert import load_to_proto, prefixes_to_proto, spec_to_proto
 from lbcore.wire.routing_client import RoutingClient
 from lbcore.wire.server import GrpcServer, Registration
 from lbcore.wire.status import error_from_rpc
@@ -154,9 +155,9 @@ class SchedulerHost(Host):
     def forget(self) -> None:
         """As a process that starts anew: another epoch and an empty pool."""
         pool = WorkerPool(lease_ttl_s=LEASE_S, ticket_ttl_s=TICKET_S)
-        policy = build_policy("least_requests")
+        assignments = Assignments.of(build_policy("least_requests"))
         epoch = Random().randrange(1, 2**63)
-        self.state = WatchedState(pool, policy, self.clock, Random(0), epoch, self._limits)
+        self.state = WatchedState(pool, assignments, self.clock, Random(0), epoch, self._limits)
         self.state.watch()
         self.registry = RegistryServicer(self.state, LEASE_S, self.report_interval_s)
 
@@ -237,6 +238,9 @@ class Connection:
         """Sends a report and returns the number that was acknowledged."""
         await self.send(load_report=load_to_proto(report))
         return (await self.receive()).report_ack.sequence
+
+    async def tell_prefixes(self, report: PrefixReport) -> None:
+        await self.send(prefix_report=prefixes_to_proto(report))
 
     async def end(self) -> LoadBalancerError:
         """The error in which the stream ends; what comes before is passed over."""

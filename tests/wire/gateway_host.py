@@ -13,7 +13,7 @@ import orjson
 from aiohttp import ClientResponse, ClientSession, web
 
 from gateway.config import GatewayConfig
-from gateway.exchange import Exchanges
+from gateway.exchange import Exchanges, Trace
 from gateway.fleet import Fleet
 from gateway.handlers import Handlers
 from gateway.metrics import GatewayMetrics
@@ -144,13 +144,13 @@ class FakeDispatch:
 class Gateway:
     """The application, everything it was made of, and a client. With a `real` dispatcher the fake one is idle."""
 
-    def __init__(self, real: Dispatcher | None = None) -> None:
+    def __init__(self, real: Dispatcher | None = None, trace: Trace | None = None, **options: Any) -> None:
         self.dispatcher = FakeDispatcher()
         self.fleet = Fleet(lambda alive: None)
         self.clock = ManualClock()
-        config = GatewayConfig(max_body_bytes=LIMIT, request_timeout_s=77.0)
+        config = GatewayConfig(max_body_bytes=LIMIT, request_timeout_s=77.0, **options)
         dispatcher: Any = real or self.dispatcher
-        self.exchanges = Exchanges(config, dispatcher.start, self.fleet, GatewayMetrics(), self.clock)
+        self.exchanges = Exchanges(config, dispatcher.start, self.fleet, GatewayMetrics(), self.clock, trace)
         self.handlers = Handlers(self.exchanges, Random(1))
         self.runner = web.ServerRunner(self.handlers.server(), shutdown_timeout=1.0)
         self.port = 0
@@ -202,12 +202,18 @@ class Gateway:
 
 @asynccontextmanager
 async def before_worker(
-    wire: Wire, scheduler: SchedulerHost, worker: WorkerHost, capacity: Capacity = ROOMY
+    wire: Wire,
+    scheduler: SchedulerHost,
+    worker: WorkerHost,
+    capacity: Capacity = ROOMY,
+    trace: Trace | None = None,
+    **options: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway in front of one worker."""
     scheduler.join(replace(spec(capacity=capacity), address=worker.address))
     workers = GenerationClients()
-    async with Gateway(Dispatcher(wire.routing_client(scheduler), workers, MonotonicClock())) as gateway:
+    dispatcher = Dispatcher(wire.routing_client(scheduler), workers, MonotonicClock())
+    async with Gateway(dispatcher, trace, **options) as gateway:
         gateway.serves(MODEL)
         yield gateway
     await workers.close()

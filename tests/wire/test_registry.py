@@ -12,7 +12,16 @@ from lbcore.errors import InvalidRequest, LeaseLost, NameTaken, NotFound
 from lbcore.scheduler import registry_service
 from lbcore.scheduler.app import sweep
 from lbcore.scheduler.registry_service import FEW_UPDATES
-from lbcore.types import EndpointState, LoadReport, RouteFacts, Ticket, TicketPhase, TicketUpdate, WorkerId
+from lbcore.types import (
+    EndpointState,
+    LoadReport,
+    PrefixReport,
+    RouteFacts,
+    Ticket,
+    TicketPhase,
+    TicketUpdate,
+    WorkerId,
+)
 from lbcore.wire.convert import load_to_proto, spec_to_proto
 from tests.fakes import settle
 from tests.fleet import MODEL, spec
@@ -455,3 +464,50 @@ async def test_reports_of_many_workers_are_kept_apart(wire: Wire, scheduler: Sch
     )
     loads = {endpoint.worker_id: endpoint.load.running_requests for endpoint in scheduler.state.pool.endpoints()}
     assert loads == {f"w{number}": number for number in range(20)}
+
+
+def held(scheduler: SchedulerHost, *hashes: int) -> float:
+    """Prompt tokens that the worker is believed to hold, at 100 to a block."""
+    asked = facts(prompt_bytes=400 * len(hashes), prefix_hashes=hashes, prefix_block_bytes=400)
+    return scheduler.state.pool.pick_request(asked).hit_tokens.get(WorkerId("w0"), 0.0)
+
+
+async def test_what_a_worker_tells_of_its_prefix_cache_is_believed(wire: Wire, scheduler: SchedulerHost) -> None:
+    connection = wire.connection(scheduler)
+    await connection.register(spec(reports_prefixes=True))
+    await connection.tell_prefixes(PrefixReport(1, MODEL, True, (1, 2, 3)))
+    await connection.tell_prefixes(PrefixReport(2, MODEL, False, (2**64 - 1,), (3,)))
+    # The answer to a load report says that all before it was taken in.
+    await connection.report(LoadReport(1))
+    assert (held(scheduler, 1, 2, 3), held(scheduler, 2**64 - 1)) == (200, 100)
+    assert scheduler.route(facts()).target.wants_prefix_hashes
+
+
+async def test_after_a_gap_a_worker_is_told_once_to_tell_all_again(wire: Wire, scheduler: SchedulerHost) -> None:
+    connection = wire.connection(scheduler)
+    await connection.register(spec(reports_prefixes=True))
+    await connection.tell_prefixes(PrefixReport(1, MODEL, True, (1, 2)))
+    await connection.tell_prefixes(PrefixReport(3, MODEL, False, (4,)))
+    await connection.tell_prefixes(PrefixReport(4, MODEL, False, (5,)))
+    command = (await connection.receive()).command
+    assert command.HasField("resend_prefixes")
+    assert await connection.report(LoadReport(1)) == 1
+    assert held(scheduler, 1) == 0
+    await connection.tell_prefixes(PrefixReport(5, MODEL, True, (1, 2, 4, 5)))
+    assert await connection.report(LoadReport(2)) == 2
+    assert held(scheduler, 1, 2, 4, 5) == 400
+
+
+async def test_a_worker_that_comes_back_has_lost_nothing_of_what_it_told(wire: Wire, scheduler: SchedulerHost) -> None:
+    first = wire.connection(scheduler)
+    await first.register(spec(reports_prefixes=True))
+    await first.tell_prefixes(PrefixReport(1, MODEL, True, (1, 2)))
+    await first.report(LoadReport(1))
+    first.call.cancel()
+    await in_state(scheduler, "w0", EndpointState.SILENT)
+    second = wire.connection(scheduler)
+    await second.register(spec(reports_prefixes=True))
+    assert held(scheduler, 1, 2) == 200
+    await second.tell_prefixes(PrefixReport(2, MODEL, True, (1,)))
+    await second.report(LoadReport(2))
+    assert held(scheduler, 1, 2) == 100

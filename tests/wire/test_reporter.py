@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -12,18 +13,32 @@ import pytest
 from lbcore.api.v1 import registry_pb2, registry_pb2_grpc
 from lbcore.clock import MonotonicClock
 from lbcore.errors import NameTaken
-from lbcore.pool_events import Deregistered, DrainNoticed, Registered
-from lbcore.types import EndpointState, Epoch, LoadReport, Ticket, TicketPhase, WorkerId, WorkerSpec
+from lbcore.generation import Dialect, GenerationRequest
+from lbcore.pool_events import Deregistered, DrainNoticed, PrefixesReported, Registered
+from lbcore.types import (
+    EndpointState,
+    Epoch,
+    LoadReport,
+    PrefixReport,
+    RouteFacts,
+    Ticket,
+    TicketPhase,
+    WorkerId,
+    WorkerSpec,
+)
 from lbcore.wire.server import service
 from tests.fakes import ScriptedEngine, Signal, settle
-from tests.fleet import spec
+from tests.fleet import MODEL, spec
 from tests.wire.conftest import LEASE_S, Host, SchedulerHost, Wire, eventually, fixture, soon
 from worker.engine import EngineLoad
 from worker.load import LoadTracker
+from worker.prefix_mirror import PrefixMirror
 from worker.reporter import Reporter
 
 NEVER_S = 3600.0
 """A report interval so long that every report seen was made for a reason."""
+TELLS = replace(spec(), reports_prefixes=True)
+"""A worker that says what its prefix cache holds."""
 
 
 class ReportingWorker:
@@ -32,6 +47,7 @@ class ReportingWorker:
     def __init__(self, scheduler: Host, worker_spec: WorkerSpec) -> None:
         self.load = LoadTracker()
         self.engine = ScriptedEngine()
+        self.prefixes = PrefixMirror(16, [MODEL])
         self.drains: list[float | None] = []
         self.aborts: list[str] = []
         self.ordered = Signal()
@@ -44,6 +60,7 @@ class ReportingWorker:
             MonotonicClock(),
             on_drain=lambda deadline_s: self._note(self.drains, deadline_s),
             on_abort=lambda request_id: self._note(self.aborts, request_id),
+            prefixes=self.prefixes if worker_spec.reports_prefixes else None,
         )
         self.task = asyncio.ensure_future(self.reporter.run())
 
@@ -54,6 +71,15 @@ class ReportingWorker:
     def finish(self, key: str) -> None:
         self.load.finished(key, now=0.0)
         self.reporter.changed()
+
+    def hold(self, *hashes: int) -> None:
+        """The engine computes a prompt of these byte blocks; each is an engine block too."""
+        size = 64 * len(hashes)
+        request = GenerationRequest(
+            str(hashes), Dialect.CHAT, b"", prefix_hashes=hashes, prefix_block_bytes=64, prompt_bytes=size
+        )
+        self.prefixes.prompt(request, MODEL, hashes, size // 4)
+        self.prefixes.stored(hashes)
 
     async def stop(self) -> None:
         self.task.cancel()
@@ -273,6 +299,90 @@ async def test_no_moment_of_the_scheduler_s_death_ends_the_reporting(
     assert not reporting.task.done()
 
 
+@fixture()
+async def telling(quiet_scheduler: SchedulerHost) -> AsyncIterator[ReportingWorker]:
+    """A worker whose engine says what its prefix cache holds."""
+    worker = ReportingWorker(quiet_scheduler, TELLS)
+    await reported(quiet_scheduler)
+    yield worker
+    await worker.stop()
+
+
+def believed(scheduler: SchedulerHost, *hashes: int) -> list[int]:
+    """Those of these byte blocks that the worker is believed to hold."""
+    facts = RouteFacts("r", MODEL, 64, prefix_block_bytes=64)
+    return [one for one in hashes if scheduler.state.pool.pick_request(facts._replace(prefix_hashes=(one,))).hit_tokens]
+
+
+async def test_what_the_prefix_cache_holds_is_told_when_it_changes(
+    quiet_scheduler: SchedulerHost, telling: ReportingWorker
+) -> None:
+    telling.hold(1, 2, 3)
+    await quiet_scheduler.state.happened.until(lambda: believed(quiet_scheduler, 1, 2, 3) == [1, 2, 3])
+    telling.prefixes.removed(3)
+    await quiet_scheduler.state.happened.until(lambda: believed(quiet_scheduler, 1, 2, 3) == [1, 2])
+    reports = prefix_reports(quiet_scheduler)
+    assert [(report.sequence, report.whole) for report in reports] == [(1, True), (2, False)]
+
+
+async def test_a_scheduler_that_forgot_everything_hears_all_that_the_cache_holds(
+    quiet_scheduler: SchedulerHost, telling: ReportingWorker
+) -> None:
+    telling.hold(1, 2)
+    await quiet_scheduler.state.happened.until(lambda: believed(quiet_scheduler, 1, 2) == [1, 2])
+    await quiet_scheduler.stop()
+    telling.hold(1, 2, 3)
+    telling.prefixes.removed(2)
+    telling.prefixes.removed(2)
+    quiet_scheduler.forget()
+    await quiet_scheduler.start()
+    await quiet_scheduler.state.happened.until(lambda: prefix_reports(quiet_scheduler))
+    assert believed(quiet_scheduler, 1, 2, 3) == [1, 3]
+    assert prefix_reports(quiet_scheduler)[0].whole
+
+
+async def test_a_stream_that_is_taken_up_again_begins_with_all_that_the_cache_holds(
+    quiet_scheduler: SchedulerHost, telling: ReportingWorker
+) -> None:
+    telling.hold(1, 2)
+    await quiet_scheduler.state.happened.until(lambda: believed(quiet_scheduler, 1, 2) == [1, 2])
+    await quiet_scheduler.stop()
+    telling.prefixes.cleared()
+    # It would be told, and is lost with the stream.
+    [*telling.prefixes.changes(0.0)]
+    await quiet_scheduler.start()
+    await quiet_scheduler.state.happened.until(lambda: believed(quiet_scheduler, 1, 2) == [])
+    assert prefix_reports(quiet_scheduler)[-1].whole
+
+
+async def test_a_report_that_was_lost_is_made_good_by_all_that_the_cache_holds(
+    quiet_scheduler: SchedulerHost, telling: ReportingWorker
+) -> None:
+    telling.hold(1, 2)
+    await quiet_scheduler.state.happened.until(lambda: believed(quiet_scheduler, 1, 2) == [1, 2])
+    telling.prefixes.removed(1)
+    [*telling.prefixes.changes(0.0)]
+    telling.hold(4)
+    await quiet_scheduler.state.happened.until(lambda: believed(quiet_scheduler, 1, 2, 4) == [2, 4])
+
+
+async def test_an_order_to_say_all_anew_is_obeyed() -> None:
+    order = registry_pb2.Command(resend_prefixes=registry_pb2.ResendPrefixesCommand())
+    registry, host = ScriptedRegistry(lease(), registry_pb2.ConnectResponse(command=order)), Host()
+    await host.serve(service(registry_pb2, "RegistryService", registry))
+    worker = ReportingWorker(host, TELLS)
+    worker.hold(1, 2)
+
+    def told() -> list[registry_pb2.PrefixReport]:
+        return [message.prefix_report for message in registry.heard if message.HasField("prefix_report")]
+
+    await registry.happened.until(told)
+    assert told()[-1].whole
+    assert [*told()[-1].stored_hashes] == [1, 2]
+    await worker.stop()
+    await host.stop()
+
+
 class ScriptedRegistry(registry_pb2_grpc.RegistryServiceServicer):
     """A scheduler that says what a test wants and remembers what it hears."""
 
@@ -356,3 +466,7 @@ async def test_news_that_are_never_acknowledged_are_told_in_every_report() -> No
 
 def registrations(scheduler: SchedulerHost) -> int:
     return sum(isinstance(event, Registered) for event in scheduler.state.events)
+
+
+def prefix_reports(scheduler: SchedulerHost) -> list[PrefixReport]:
+    return [event.report for event in scheduler.state.events if isinstance(event, PrefixesReported)]

@@ -60,7 +60,7 @@ ENGINES: Mapping[str, EngineKind] = {
         lambda given, options, clock: OpenAIEngine(given.model, options, clock, Random()),
         plain=True,
     ),
-    "sim": EngineKind(SimOptions, lambda _, options, clock: SimEngine(options, clock)),
+    "sim": EngineKind(SimOptions, lambda given, options, clock: SimEngine(options, clock, given.names)),
 }
 
 DEFAULT_ENGINE = "llamacpp"

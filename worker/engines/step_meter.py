@@ -5,6 +5,11 @@ from __future__ import annotations
 _KEEP = 0.9
 """Weight of the past against one more step: the last ten steps dominate, half a second at 50 ms a step."""
 
+ALONE_TOKENS = 512
+"""Prompt tokens in a step from which its length says something of their price while the decoding step is not known:
+until then what it says of fewer is mostly the fixed cost, by which a worker would seem many times slower than it is, be
+given nothing, and never measure better."""
+
 _KEEP_RATIO = 0.99
 """The same for attention's share, which the model decides and no moment changes."""
 
@@ -43,6 +48,8 @@ class StepMeter:
 
         Against the whole time of the step a short prompt would look slow, and a long one would be believed to be.
         """
+        if not self.step_time_ms and self._prefill_tokens < ALONE_TOKENS * self._prefill_steps:
+            return 0.0
         extra_ms = self._prefill_ms - self._prefill_steps * self.step_time_ms
         tokens = self._prefill_tokens + self._pairs * self.attention_ratio
         return 1000 * tokens / extra_ms if extra_ms > 0 else 0.0

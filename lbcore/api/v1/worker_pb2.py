@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from lbcore.api.v1 import load_pb2 as lbcore_dot_api_dot_v1_dot_load__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1albcore/api/v1/worker.proto\x12\rlbcore.api.v1\x1a\x18lbcore/api/v1/load.proto\"\xe0\x02\n\nWorkerSpec\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12*\n\x06models\x18\x04 \x03(\x0b\x32\x1a.lbcore.api.v1.ServedModel\x12\'\n\x04role\x18\x05 \x01(\x0e\x32\x19.lbcore.api.v1.WorkerRole\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12)\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x17.lbcore.api.v1.Capacity\x12\x35\n\x06labels\x18\x08 \x03(\x0b\x32%.lbcore.api.v1.WorkerSpec.LabelsEntry\x12\x0f\n\x07version\x18\t \x01(\t\x12\x18\n\x10reports_prefixes\x18\n \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61\x64\x61pters\x18\x02 \x03(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x04 \x01(\x03\"w\n\x08\x43\x61pacity\x12\x1a\n\x12max_sequence_count\x18\x01 \x01(\r\x12 \n\x18max_queued_request_count\x18\x02 \x01(\r\x12\x16\n\x0ekv_block_count\x18\x03 \x01(\x04\x12\x15\n\rkv_block_size\x18\x04 \x01(\r\"\xdc\x01\n\x0cWorkerStatus\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.lbcore.api.v1.WorkerSpec\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.lbcore.api.v1.WorkerState\x12\'\n\x04load\x18\x03 \x01(\x0b\x32\x19.lbcore.api.v1.LoadReport\x12\x15\n\rreport_age_ms\x18\x04 \x01(\x01\x12\x1c\n\x14\x63redit_request_count\x18\x05 \x01(\r\x12\x1a\n\x12\x63redit_token_count\x18\x06 \x01(\x04*q\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKER_ROLE_MIXED\x10\x01\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x02\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x03*\x91\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x02\x12\x17\n\x13WORKER_STATE_SILENT\x10\x03\x12\x18\n\x14WORKER_STATE_UNREADY\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1albcore/api/v1/worker.proto\x12\rlbcore.api.v1\x1a\x18lbcore/api/v1/load.proto\"\xe0\x02\n\nWorkerSpec\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12*\n\x06models\x18\x04 \x03(\x0b\x32\x1a.lbcore.api.v1.ServedModel\x12\'\n\x04role\x18\x05 \x01(\x0e\x32\x19.lbcore.api.v1.WorkerRole\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12)\n\x08\x63\x61pacity\x18\x07 \x01(\x0b\x32\x17.lbcore.api.v1.Capacity\x12\x35\n\x06labels\x18\x08 \x03(\x0b\x32%.lbcore.api.v1.WorkerSpec.LabelsEntry\x12\x0f\n\x07version\x18\t \x01(\t\x12\x18\n\x10reports_prefixes\x18\n \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x0bServedModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x61\x64\x61pters\x18\x02 \x03(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x16\n\x0e\x63reated_unix_s\x18\x04 \x01(\x03\"\x93\x01\n\x08\x43\x61pacity\x12\x1a\n\x12max_sequence_count\x18\x01 \x01(\r\x12 \n\x18max_queued_request_count\x18\x02 \x01(\r\x12\x16\n\x0ekv_block_count\x18\x03 \x01(\x04\x12\x15\n\rkv_block_size\x18\x04 \x01(\r\x12\x1a\n\x12\x61\x64\x61pter_slot_count\x18\x05 \x01(\r\"\xdc\x01\n\x0cWorkerStatus\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.lbcore.api.v1.WorkerSpec\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.lbcore.api.v1.WorkerState\x12\'\n\x04load\x18\x03 \x01(\x0b\x32\x19.lbcore.api.v1.LoadReport\x12\x15\n\rreport_age_ms\x18\x04 \x01(\x01\x12\x1c\n\x14\x63redit_request_count\x18\x05 \x01(\r\x12\x1a\n\x12\x63redit_token_count\x18\x06 \x01(\x04*q\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKER_ROLE_MIXED\x10\x01\x12\x17\n\x13WORKER_ROLE_PREFILL\x10\x02\x12\x16\n\x12WORKER_ROLE_DECODE\x10\x03*\x91\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x02\x12\x17\n\x13WORKER_STATE_SILENT\x10\x03\x12\x18\n\x14WORKER_STATE_UNREADY\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,18 +34,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKERSPEC_LABELSENTRY']._loaded_options = None
   _globals['_WORKERSPEC_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_WORKERROLE']._serialized_start=865
-  _globals['_WORKERROLE']._serialized_end=978
-  _globals['_WORKERSTATE']._serialized_start=981
-  _globals['_WORKERSTATE']._serialized_end=1126
+  _globals['_WORKERROLE']._serialized_start=894
+  _globals['_WORKERROLE']._serialized_end=1007
+  _globals['_WORKERSTATE']._serialized_start=1010
+  _globals['_WORKERSTATE']._serialized_end=1155
   _globals['_WORKERSPEC']._serialized_start=72
   _globals['_WORKERSPEC']._serialized_end=424
   _globals['_WORKERSPEC_LABELSENTRY']._serialized_start=379
   _globals['_WORKERSPEC_LABELSENTRY']._serialized_end=424
   _globals['_SERVEDMODEL']._serialized_start=426
   _globals['_SERVEDMODEL']._serialized_end=519
-  _globals['_CAPACITY']._serialized_start=521
-  _globals['_CAPACITY']._serialized_end=640
-  _globals['_WORKERSTATUS']._serialized_start=643
-  _globals['_WORKERSTATUS']._serialized_end=863
+  _globals['_CAPACITY']._serialized_start=522
+  _globals['_CAPACITY']._serialized_end=669
+  _globals['_WORKERSTATUS']._serialized_start=672
+  _globals['_WORKERSTATUS']._serialized_end=892
 # @@protoc_insertion_point(module_scope)

@@ -75,16 +75,18 @@ class ServedModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., adapters: _Optional[_Iterable[str]] = ..., context_length: _Optional[int] = ..., created_unix_s: _Optional[int] = ...) -> None: ...
 
 class Capacity(_message.Message):
-    __slots__ = ("max_sequence_count", "max_queued_request_count", "kv_block_count", "kv_block_size")
+    __slots__ = ("max_sequence_count", "max_queued_request_count", "kv_block_count", "kv_block_size", "adapter_slot_count")
     MAX_SEQUENCE_COUNT_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_REQUEST_COUNT_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCK_COUNT_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_SLOT_COUNT_FIELD_NUMBER: _ClassVar[int]
     max_sequence_count: int
     max_queued_request_count: int
     kv_block_count: int
     kv_block_size: int
-    def __init__(self, max_sequence_count: _Optional[int] = ..., max_queued_request_count: _Optional[int] = ..., kv_block_count: _Optional[int] = ..., kv_block_size: _Optional[int] = ...) -> None: ...
+    adapter_slot_count: int
+    def __init__(self, max_sequence_count: _Optional[int] = ..., max_queued_request_count: _Optional[int] = ..., kv_block_count: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., adapter_slot_count: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("spec", "state", "load", "report_age_ms", "credit_request_count", "credit_token_count")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lbcore.cost import delays_ms
+from lbcore.cost_terms import terms_ms
 from lbcore.types import Endpoint, PickRequest, Snapshot
 
 
@@ -17,5 +19,12 @@ class MarginalDelay:
     that everybody holds cancels out.
     """
 
+    unit: ClassVar[str] = "ms"
+
     def cost(self, request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot) -> Sequence[float]:
         return delays_ms(request, candidates, snapshot)
+
+    def terms(
+        self, request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot
+    ) -> Sequence[Mapping[str, float]]:
+        return terms_ms(request, candidates, snapshot)

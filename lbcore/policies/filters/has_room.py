@@ -18,5 +18,5 @@ class HasRoom:
     def keeps_all(self, request: PickRequest, agreement: Agreement) -> bool:
         return agreement.all_roomy
 
-    def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
+    def keep(self, request: PickRequest, candidates: Sequence[Endpoint], now: float) -> Sequence[Endpoint]:
         return [candidate for candidate in candidates if candidate.room > 0]

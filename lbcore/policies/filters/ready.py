@@ -21,7 +21,7 @@ class Ready:
     def keeps_all(self, request: PickRequest, agreement: Agreement) -> bool:
         return agreement.all_ready
 
-    def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
+    def keep(self, request: PickRequest, candidates: Sequence[Endpoint], now: float) -> Sequence[Endpoint]:
         ready, silent = EndpointState.READY, EndpointState.SILENT
         return [candidate for candidate in candidates if candidate.state is ready] or [
             candidate for candidate in candidates if candidate.state is silent

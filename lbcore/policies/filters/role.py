@@ -1,4 +1,4 @@
-"""Keeps workers that can serve a request from prompt to last token."""
+"""Keeps workers that take what is asked for: the whole request, from prompt to last token, or a phase of it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lbcore.types import Agreement, Endpoint, PickRequest, RefusalReason, Role
+from lbcore.types import TAKERS, Agreement, Endpoint, PickRequest, RefusalReason
 
 
 @dataclass(frozen=True, slots=True)
-class TakesWholeRequests:
-    """Candidates of role MIXED: one that only prefills or only decodes serves half a request."""
+class TakesPhase:
+    """Candidates whose role takes the request's phase; those of role MIXED take each, and alone take whole requests."""
 
     refusal: ClassVar[RefusalReason] = RefusalReason.NO_READY_WORKER
 
     def keeps_all(self, request: PickRequest, agreement: Agreement) -> bool:
         return agreement.all_mixed
 
-    def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
-        mixed = Role.MIXED
-        return [candidate for candidate in candidates if candidate.spec.role is mixed]
+    def keep(self, request: PickRequest, candidates: Sequence[Endpoint], now: float) -> Sequence[Endpoint]:
+        takers = TAKERS[request.phase]
+        return [candidate for candidate in candidates if candidate.spec.role in takers]

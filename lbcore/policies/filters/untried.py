@@ -18,6 +18,6 @@ class Untried:
     def keeps_all(self, request: PickRequest, agreement: Agreement) -> bool:
         return not request.tried
 
-    def keep(self, request: PickRequest, candidates: Sequence[Endpoint]) -> Sequence[Endpoint]:
+    def keep(self, request: PickRequest, candidates: Sequence[Endpoint], now: float) -> Sequence[Endpoint]:
         tried = request.tried
         return [candidate for candidate in candidates if candidate.spec.worker_id not in tried]

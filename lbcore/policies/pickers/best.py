@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
 from random import Random
 
 from lbcore.types import Snapshot
 
-_MANY = 200
-"""Costs beyond which to look for the few smallest is faster than to sort them all."""
+_MANY, _FEW = 200, 64
+"""Costs beyond which it pays to sort only those below a bound, and how many the bound is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +17,16 @@ class Best:
     """The candidates of least cost, cheapest first; among equals each is as likely as another."""
 
     def rank(self, costs: Sequence[float], count: int, snapshot: Snapshot, rng: Random) -> Sequence[int]:
-        if len(costs) > count:
-            dearest = nsmallest(count, costs)[-1] if len(costs) > _MANY else sorted(costs)[count - 1]
-            ranking = [index for index, cost in enumerate(costs) if cost <= dearest]
-        else:
-            ranking = [*range(len(costs))]
+        ranking: Sequence[int] = range(len(costs))
+        low = costs
+        if len(costs) > _MANY:
+            # A bound that the cheapest keep, since so many of a few keep it, spares sorting all of them.
+            bound = sorted(costs[:: len(costs) // _FEW])[count - 1]
+            ranking = [index for index, cost in enumerate(costs) if cost <= bound]
+            low = [costs[index] for index in ranking]
+        if len(ranking) > count:
+            dearest = sorted(low)[count - 1]
+            ranking = [index for index in ranking if costs[index] <= dearest]
         if len(ranking) > count:
             equal = [index for index in ranking if costs[index] == dearest]
             ranking = [index for index in ranking if costs[index] < dearest]

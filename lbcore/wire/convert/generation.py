@@ -24,7 +24,7 @@ from lbcore.generation import (
     TopLogprob,
 )
 from lbcore.types import Ticket
-from lbcore.wire.convert.numbers import milliseconds
+from lbcore.wire.convert.numbers import milliseconds, uint32
 from lbcore.wire.status import error_from_failure, failure_from_error
 
 _FINISH = {
@@ -52,6 +52,10 @@ def write_generation(request: GenerationRequest, message: generation_pb2.Generat
             message.completion_json = request.body
         case Dialect.EMBEDDING:
             message.embedding_json = request.body
+    if request.prefix_hashes:
+        message.prefix_hashes.extend(request.prefix_hashes)
+        message.prefix_block_byte_count = request.prefix_block_bytes
+        message.prompt_byte_count = uint32(request.prompt_bytes)
 
 
 def generation_to_proto(request: GenerationRequest) -> generation_pb2.GenerateRequest:
@@ -80,7 +84,16 @@ def generation_from_proto(message: generation_pb2.GenerateRequest) -> Generation
             raise InvalidRequest("input is missing", param="input")
     timeout_ms = message.timeout_ms
     timeout_s = timeout_ms / 1000 if timeout_ms else None
-    return GenerationRequest(message.request_id, dialect, body, Ticket(message.ticket), timeout_s, message.priority)
+    request = GenerationRequest(message.request_id, dialect, body, Ticket(message.ticket), timeout_s, message.priority)
+    prompt_bytes = message.prompt_byte_count
+    # A number is looked at in half the time of a list, and without it the hashes would say nothing.
+    if prompt_bytes:
+        request = request._replace(
+            prefix_hashes=tuple(message.prefix_hashes),
+            prefix_block_bytes=message.prefix_block_byte_count,
+            prompt_bytes=prompt_bytes,
+        )
+    return request
 
 
 def _body_of_typed(typed: generation_pb2.TypedInput) -> tuple[Dialect, bytes]:

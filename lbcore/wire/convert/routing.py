@@ -6,15 +6,19 @@ from lbcore.api.v1 import routing_pb2
 from lbcore.errors import InvalidRequest
 from lbcore.types import (
     Epoch,
+    Role,
     Route,
     RouteFacts,
     Target,
     Ticket,
     WorkerId,
 )
+from lbcore.wire.convert.explanations import explanation_from_proto, explanation_to_proto
 from lbcore.wire.convert.numbers import measure, milliseconds, uint32
+from lbcore.wire.convert.workers import phase_from_proto, phase_to_proto
 
 _NOBODY: frozenset[WorkerId] = frozenset()
+_WHOLE = Role.MIXED
 
 
 def write_facts(
@@ -43,13 +47,17 @@ def write_facts(
         message.ttft_slo_ms = _slo(facts.ttft_slo_ms)
     if facts.tpot_slo_ms:
         message.tpot_slo_ms = _slo(facts.tpot_slo_ms)
+    if facts.phase is not _WHOLE:
+        message.phase = phase_to_proto(facts.phase)
+    if facts.explain:
+        message.explain = True
 
 
 def facts_from_proto(message: routing_pb2.RouteRequest) -> RouteFacts:
     """A question as a value.
 
     Raises:
-        InvalidRequest: the model is missing.
+        InvalidRequest: the model is missing, or the phase is not known.
     """
     if not message.model:
         raise InvalidRequest("model is empty", param="model")
@@ -67,6 +75,8 @@ def facts_from_proto(message: routing_pb2.RouteRequest) -> RouteFacts:
         message.tenant,
         message.ttft_slo_ms,
         message.tpot_slo_ms,
+        phase_from_proto(message.phase),
+        message.explain,
     )
 
 
@@ -81,20 +91,24 @@ def _slo(slo_ms: float) -> int:
     return milliseconds(slo_ms / 1000)
 
 
-def _target_to_proto(target: Target) -> routing_pb2.WorkerTarget:
-    return routing_pb2.WorkerTarget(worker_id=target.worker_id, epoch=target.epoch, address=target.address)
+def target_to_proto(target: Target) -> routing_pb2.WorkerTarget:
+    message = routing_pb2.WorkerTarget(worker_id=target.worker_id, epoch=target.epoch, address=target.address)
+    if target.wants_prefix_hashes:
+        message.wants_prefix_hashes = True
+    return message
 
 
 def _target_from_proto(message: routing_pb2.WorkerTarget) -> Target:
-    return Target(WorkerId(message.worker_id), Epoch(message.epoch), message.address)
+    return Target(WorkerId(message.worker_id), Epoch(message.epoch), message.address, message.wants_prefix_hashes)
 
 
 def route_to_proto(route: Route) -> routing_pb2.RouteResponse:
     return routing_pb2.RouteResponse(
-        worker=_target_to_proto(route.target),
+        worker=target_to_proto(route.target),
         ticket=route.ticket,
-        fallbacks=[_target_to_proto(target) for target in route.fallbacks],
+        fallbacks=[target_to_proto(target) for target in route.fallbacks],
         predicted_ttft_ms=route.predicted_ttft_ms,
+        explanation=None if route.explanation is None else explanation_to_proto(route.explanation),
     )
 
 
@@ -104,4 +118,5 @@ def route_from_proto(message: routing_pb2.RouteResponse) -> Route:
         ticket=Ticket(message.ticket),
         fallbacks=tuple(_target_from_proto(target) for target in message.fallbacks),
         predicted_ttft_ms=measure(message.predicted_ttft_ms),
+        explanation=explanation_from_proto(message.explanation) if message.HasField("explanation") else None,
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
-from lbcore.api.v1 import load_pb2, worker_pb2
+from lbcore.api.v1 import load_pb2, registry_pb2, worker_pb2
 from lbcore.errors import InvalidRequest
 from lbcore.types import (
     Capacity,
     EndpointState,
     Epoch,
     LoadReport,
+    PrefixReport,
     Role,
     ServedModel,
     Ticket,
@@ -28,6 +29,7 @@ _ROLES = {
     Role.DECODE: worker_pb2.WORKER_ROLE_DECODE,
 }
 _ROLES_BACK = {number: role for role, number in _ROLES.items()}
+_ASKED = {worker_pb2.WORKER_ROLE_UNSPECIFIED: Role.MIXED, **_ROLES_BACK}
 _STATES = {
     EndpointState.READY: worker_pb2.WORKER_STATE_READY,
     EndpointState.DRAINING: worker_pb2.WORKER_STATE_DRAINING,
@@ -41,6 +43,22 @@ _PHASES = {
 }
 _PHASES_BACK = {number: phase for phase, number in _PHASES.items()}
 _ADDRESS = re.compile(r"(?:[\w.-]+|\[[\w.:%-]+\]):([0-9]{1,5})", re.ASCII)
+
+
+def phase_to_proto(phase: Role) -> worker_pb2.WorkerRole:
+    return _ROLES[phase]
+
+
+def phase_from_proto(number: worker_pb2.WorkerRole) -> Role:
+    """A phase that is asked for; unspecified means the whole request.
+
+    Raises:
+        InvalidRequest: it is none that this version knows.
+    """
+    phase = _ASKED.get(number)
+    if phase is None:
+        raise InvalidRequest("phase is not known", param="phase")
+    return phase
 
 
 def spec_to_proto(spec: WorkerSpec) -> worker_pb2.WorkerSpec:
@@ -64,9 +82,11 @@ def spec_to_proto(spec: WorkerSpec) -> worker_pb2.WorkerSpec:
             max_queued_request_count=spec.capacity.max_queued_requests,
             kv_block_count=spec.capacity.kv_blocks,
             kv_block_size=spec.capacity.kv_block_size,
+            adapter_slot_count=spec.capacity.adapter_slots,
         ),
         labels=dict(spec.labels),
         version=spec.version,
+        reports_prefixes=spec.reports_prefixes,
     )
 
 
@@ -105,9 +125,11 @@ def spec_from_proto(message: worker_pb2.WorkerSpec) -> WorkerSpec:
             max_queued_requests=message.capacity.max_queued_request_count,
             kv_blocks=message.capacity.kv_block_count,
             kv_block_size=message.capacity.kv_block_size,
+            adapter_slots=message.capacity.adapter_slot_count,
         ),
         labels=dict(message.labels),
         version=message.version,
+        reports_prefixes=message.reports_prefixes,
     )
 
 
@@ -179,6 +201,26 @@ def load_from_proto(message: load_pb2.LoadReport) -> LoadReport:
         prompt_token_total=message.prompt_token_total,
         output_token_total=message.output_token_total,
         unready=message.unready,
+    )
+
+
+def prefixes_to_proto(report: PrefixReport) -> registry_pb2.PrefixReport:
+    return registry_pb2.PrefixReport(
+        sequence=report.sequence,
+        model=report.model,
+        whole=report.whole,
+        stored_hashes=report.stored,
+        removed_hashes=report.removed,
+    )
+
+
+def prefixes_from_proto(message: registry_pb2.PrefixReport) -> PrefixReport:
+    return PrefixReport(
+        message.sequence,
+        message.model,
+        message.whole,
+        tuple(message.stored_hashes),
+        tuple(message.removed_hashes),
     )
 
 

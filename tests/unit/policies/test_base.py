@@ -44,7 +44,7 @@ def test_a_filter_that_says_it_keeps_all_keeps_all(name: str, scene: tuple[PickR
     )
     part = FILTERS[name]()
     if part.keeps_all(request, agreement):
-        assert list(part.keep(request, candidates)) == candidates
+        assert list(part.keep(request, candidates, 0.0)) == candidates
 
 
 @pytest.mark.parametrize("name", ["has_room", "ready", "role"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import pytest
 
 from lbcore.errors import ConfigError
-from lbcore.policies.base import WeightedScores
+from lbcore.policies.base import WeightedScores, part_name
 from lbcore.policies.costs.hit_and_load import HitAndLoad
 from lbcore.policies.costs.hot_and_cold import HotAndCold
 from lbcore.policies.costs.weighted_queue import WeightedQueue
@@ -53,7 +55,7 @@ def test_a_policy_has_the_parts_its_preset_names() -> None:
         ((SCORERS["queue"](), 2.0), (SCORERS["kv"](), 2.0), (SCORERS["prefix"](), 3.0))
     )
     assert policy.picker == PICKERS["best"]()
-    assert policy.filters == tuple(FILTERS[name]() for name in ("role", "untried", "ready", "has_room"))
+    assert policy.filters == tuple(FILTERS[name]() for name in ("role", "untried", "ready", "has_room", "objective"))
 
 
 def test_the_default_is_a_preset_that_counts_milliseconds() -> None:
@@ -133,6 +135,11 @@ def test_parameters_that_a_preset_sets_are_parameters_of_its_parts(name: str) ->
 @every_policy
 def test_a_default_is_inside_its_bounds(name: str) -> None:
     assert all(item.least <= item.default <= item.most for item in policy_parameters(name).values())
+
+
+@pytest.mark.parametrize("table", [FILTERS, SCORERS, COSTS, PICKERS], ids=["filters", "scorers", "costs", "pickers"])
+def test_a_part_goes_by_the_name_of_its_file(table: Mapping[str, Callable[[], Any]]) -> None:
+    assert {name: part_name(part()) for name, part in table.items()} == {name: name for name in table}
 
 
 def test_every_part_is_used_by_some_preset() -> None:

@@ -20,6 +20,7 @@ from lbcore.errors import (
     RateLimited,
     Saturated,
 )
+from lbcore.policies.assignments import Assignments
 from lbcore.policies.presets import PRESETS
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
@@ -40,7 +41,7 @@ EPOCHS = st.integers(1, 3)
 
 def state_with(policy: str = "cost") -> SchedulerState:
     pool = WorkerPool(lease_ttl_s=3, ticket_ttl_s=10)
-    return SchedulerState(pool, build_policy(policy), ManualClock(), Random(0), 12345)
+    return SchedulerState(pool, Assignments.of(build_policy(policy)), ManualClock(), Random(0), 12345)
 
 
 class HostilePeers(RuleBasedStateMachine):
@@ -199,7 +200,7 @@ TestHostilePeers.settings = settings(max_examples=60, stateful_step_count=30, de
 
 def test_tickets_of_two_schedulers_are_never_the_same() -> None:
     first, second = state_with(), state_with()
-    second = SchedulerState(second.pool, build_policy("cost"), second.clock, Random(0), 54321)
+    second = SchedulerState(second.pool, Assignments.of(build_policy("cost")), second.clock, Random(0), 54321)
     tickets = set()
     for state in (first, second):
         state.handle(Registered(spec(), 1))

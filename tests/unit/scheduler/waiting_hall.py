@@ -8,6 +8,7 @@ from itertools import count
 from random import Random
 
 from lbcore.errors import LoadBalancerError
+from lbcore.policies.assignments import Assignments
 from lbcore.policies.registry import build_policy
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import Registered, Released, Reported, Ticked
@@ -65,7 +66,7 @@ class Hall:
     def __init__(self, *workers: str, limits: QueueLimits = AT_ONCE, capacity: Capacity = ONE) -> None:
         self.clock = ManualClock()
         pool = WorkerPool(lease_ttl_s=1e6, ticket_ttl_s=1e6)
-        self.state = SchedulerState(pool, build_policy("cost"), self.clock, Random(0), 12345, limits)
+        self.state = SchedulerState(pool, Assignments.of(build_policy("cost")), self.clock, Random(0), 12345, limits)
         self.order: list[str] = []
         """Who was routed, in that order."""
         self._names = (f"r{number}" for number in count())

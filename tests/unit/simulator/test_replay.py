@@ -9,9 +9,10 @@ from lbcore.policies.registry import build_policy
 from lbcore.router import QueueLimits
 from lbcore.simulator.generate import multi_turn, one_prefix, poisson, system_prompts
 from lbcore.simulator.outcome import Objective, summarise
-from lbcore.simulator.replay import ENDLESS, FleetSpec, Incident, Played, Replay
-from lbcore.simulator.worker import EngineSpec
+from lbcore.simulator.replay import ENDLESS, TOO_LONG, FleetSpec, Incident, Played, Replay
+from lbcore.simulator.worker import MODEL, EngineSpec, Flight, SimWorker
 from lbcore.simulator.workload import Call, Conversation, Workload
+from lbcore.types import PrefixReport, Ticket
 from worker.engines.sim.step_time import StepTime
 
 QUICK = EngineSpec(step_time=StepTime(base_ms=10.0, token_ms=0.1, sequence_ms=0.1), kv_tokens=100_000, max_num_seqs=32)
@@ -123,3 +124,63 @@ def test_one_shared_prefix_does_not_collect_all_on_one_worker() -> None:
     # All on one would be 4.
     assert outcome.imbalance < 1.8
     assert outcome.hit_rate > 0.7
+
+
+def test_what_no_cache_could_hold_is_refused_by_the_engine_and_the_conversation_goes_on() -> None:
+    talk = Conversation("a", 0.0, (Call(100_001, 5), Call(100, 5, think_s=1.0)))
+    played = play(Workload("long", [talk], block_tokens=100), FleetSpec(workers=2, engine=QUICK))
+    refused, served = played.flights
+    assert (refused.refused, served.refused) == (TOO_LONG, "")
+    assert served.finished_at > 1.0
+    outcome = summarise(played)
+    assert (outcome.calls, outcome.refused, outcome.goodput) == (2, 1, 0.5)
+
+
+def test_a_replay_can_end_before_its_calls() -> None:
+    workload = poisson(200)
+    fleet = FleetSpec(workers=2, engine=QUICK)
+    played = Replay(workload, fleet, build_policy("cost")).run(until_s=50.0)
+    assert 0 < len(played.flights) < 100
+    assert all(0 <= flight.finished_at <= 50.0 for flight in played.flights)
+
+
+@pytest.mark.parametrize("policy", ["cost", "lmetric", "least_requests"])
+@pytest.mark.parametrize("speed", [3.0, 12.0])
+def test_steps_and_reports_that_nobody_looks_at_change_nothing_by_being_put_off(policy: str, speed: float) -> None:
+    workload = multi_turn(150).faster(speed)
+    incidents = (Incident(3.0, 1, "slow", 3.0), Incident(6.0, 0, "die"), Incident(8.0, 0, "start"))
+    fleet = FleetSpec(workers=3, engine=QUICK, incidents=incidents)
+
+    def times(replay: Replay) -> list[tuple[float, ...]]:
+        return [
+            (flight.asked_at, flight.sent_at, flight.first_at, flight.finished_at, flight.cached_tokens)
+            for flight in replay.run().flights
+        ]
+
+    eager = Replay(workload, fleet, build_policy(policy), puts_off=False)
+    lazy = Replay(workload, fleet, build_policy(policy))
+    assert times(eager) == times(lazy)
+
+
+def test_a_worker_tells_of_its_cache_by_the_blocks_that_prompts_came_with() -> None:
+    worker = SimWorker("w", QUICK, 128, 1, reports_prefixes=True)
+    assert worker.prefix_report() == PrefixReport(1, MODEL, whole=True)
+    answer_included = Call(256, 130, (1, 2, 3))
+    worker.receive(Flight(0, answer_included, 0.0, ticket=Ticket(1)))
+    while worker.step(worker.ends_at):
+        worker.end_step(worker.ends_at)
+    assert worker.prefix_report() == PrefixReport(2, MODEL, stored=(1, 2))
+    assert worker.prefix_report() is None
+    # The answer is in the cache already when the prompt comes that says what its blocks are called.
+    worker.receive(Flight(1, Call(512, 1, (1, 2, 3, 4)), 0.0, ticket=Ticket(2)))
+    assert worker.prefix_report() == PrefixReport(3, MODEL, stored=(3,))
+
+
+def test_with_prefix_events_every_call_is_answered_and_more_of_a_crowded_cache_is_found() -> None:
+    crowded = EngineSpec(step_time=QUICK.step_time, kv_tokens=60_000, max_num_seqs=32)
+    workload = system_prompts(400).faster(3.0)
+    told = play(workload, FleetSpec(workers=3, engine=crowded, prefix_events=True))
+    blind = play(workload, FleetSpec(workers=3, engine=crowded), "least_requests")
+    assert len(told.flights) == workload.calls
+    assert not any(flight.refused for flight in told.flights)
+    assert summarise(told).hit_rate > summarise(blind).hit_rate

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lbcore.errors import ConfigError
-from lbcore.simulator.traces import read_trace, servegen
+from lbcore.simulator.traces import read_trace
 
 
 def lines(path: Path, *rows: object) -> Path:
@@ -92,28 +92,6 @@ def test_what_sub_agents_ask_stands_between_their_parents_calls_by_time(tmp_path
     nested = {"t": 1, "type": "nested", "requests": [request(2, 64, []), request(9, 65, [])]}
     path = lines(tmp_path / "agents.jsonl", agent("a", request(0, 1, []), nested, request(5, 2, [])))
     assert [call.input_tokens for call in read_trace(path, "agentic").conversations[0].calls] == [1, 64, 2, 65]
-
-
-def test_servegen_draws_as_many_requests_as_its_rates_say(tmp_path: Path) -> None:
-    rates = tmp_path / "rates.csv"
-    rates.write_text(
-        "client,window_start_s,rate,cv,pattern,param1,param2\n"
-        "7,0,2.0,1.0,Gamma,1.0,0.5\n"
-        "7,600,2.0,1.0,Weibull,1.0,0.5\n"
-        "8,0,2.0,1.0,Gamma,1.0,0.5\n",
-        encoding="utf-8",
-    )
-    lengths = lines(
-        tmp_path / "lengths.jsonl",
-        {"client": 7, "window_start_s": 0, "input_tokens": "{45: 0.5, 50: 0.5}", "output_tokens": "{9: 1.0}"},
-    )
-    workload = servegen(rates, lengths, seed=3)
-    assert 2100 < workload.calls < 2700
-    assert {talk.calls[0].input_tokens for talk in workload.conversations} == {45, 50}
-    assert {talk.calls[0].output_tokens for talk in workload.conversations} == {9}
-    assert servegen(rates, lengths, seed=3) == workload
-    at = [talk.at_s for talk in workload.conversations]
-    assert at == sorted(at)
 
 
 def test_an_empty_trace_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import orjson
 import pytest
 from google.protobuf.message import DecodeError, Message
 from hypothesis import given
@@ -74,10 +73,16 @@ specs = st.builds(
     role=st.sampled_from(Role),
     engine=TEXTS,
     capacity=st.builds(
-        Capacity, max_sequences=st.integers(1, 2**32 - 1), max_queued_requests=U32, kv_blocks=U64, kv_block_size=U32
+        Capacity,
+        max_sequences=st.integers(1, 2**32 - 1),
+        max_queued_requests=U32,
+        kv_blocks=U64,
+        kv_block_size=U32,
+        adapter_slots=U32,
     ),
     labels=st.dictionaries(TEXTS, TEXTS, max_size=3),
     version=TEXTS,
+    reports_prefixes=st.booleans(),
 )
 reports = st.builds(
     LoadReport,
@@ -122,9 +127,11 @@ facts = st.builds(
     tenant=TEXTS,
     ttft_slo_ms=U32,
     tpot_slo_ms=U32,
+    phase=st.sampled_from(Role),
+    explain=st.booleans(),
 )
-targets = st.builds(Target, worker_ids, epochs, TEXTS)
-routes = st.builds(Route, targets, tickets, st.lists(targets, max_size=3).map(tuple), MEASURES)
+targets = st.builds(Target, worker_ids, epochs, TEXTS, st.booleans())
+routes = st.builds(Route, targets, tickets, st.lists(targets, max_size=3).map(tuple), MEASURES, st.none())
 generation_requests = st.builds(
     GenerationRequest,
     request_id=TEXTS,
@@ -136,6 +143,9 @@ generation_requests = st.builds(
     # These two travel beside the request, on the stream that many share.
     wants_token_ids=st.just(True),
     is_whole=st.just(False),
+    prefix_hashes=st.lists(U64, min_size=1, max_size=3).map(tuple),
+    prefix_block_bytes=U32,
+    prompt_bytes=st.integers(1, 2**32 - 1),
 )
 logprobs = st.builds(
     TokenLogprob,
@@ -473,63 +483,6 @@ def test_a_timeout_arrives_as_the_nearest_that_a_message_can_carry(
     assert convert.timeout_from_proto(question) == arrives_s
 
 
-def test_a_typed_text_becomes_the_body_that_says_the_same() -> None:
-    sampling = generation_pb2.Sampling(
-        max_token_count=5, temperature=0.5, top_p=0.25, seed=2**63, stop=["a", "b"], choice_count=2, ignore_eos=True
-    )
-    dialect, body = _body(generation_pb2.TypedInput(model="m", text="Once", sampling=sampling))
-    assert dialect is Dialect.COMPLETION
-    assert body == {
-        "model": "m",
-        "prompt": "Once",
-        "max_tokens": 5,
-        "temperature": 0.5,
-        "top_p": 0.25,
-        "seed": 2**63,
-        "stop": ["a", "b"],
-        "n": 2,
-        "ignore_eos": True,
-    }
-
-
-def test_typed_tokens_become_the_prompt_of_a_completion() -> None:
-    typed = generation_pb2.TypedInput(model="m", token_ids=generation_pb2.TokenIds(ids=[1, 2, 2**32 - 1]))
-    assert _body(typed) == (Dialect.COMPLETION, {"model": "m", "prompt": [1, 2, 2**32 - 1]})
-
-
-def test_a_typed_conversation_becomes_a_chat() -> None:
-    messages = [generation_pb2.Message(role="user", content="Hi")]
-    typed = generation_pb2.TypedInput(model="m", conversation=generation_pb2.Conversation(messages=messages))
-    assert _body(typed) == (Dialect.CHAT, {"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
-
-
-def test_a_sampling_field_that_is_set_to_nothing_is_still_said() -> None:
-    sampling = generation_pb2.Sampling(temperature=0, seed=0, ignore_eos=False)
-    _, body = _body(generation_pb2.TypedInput(model="m", text="", sampling=sampling))
-    assert body == {"model": "m", "prompt": "", "temperature": 0.0, "seed": 0, "ignore_eos": False}
-
-
-def test_a_temperature_keeps_the_digits_it_was_written_with() -> None:
-    # 0.7 travels as a 32-bit float, whose nearest 64-bit one is 0.699999988079071.
-    sampling = generation_pb2.Sampling(temperature=0.7, top_p=0.9)
-    _, body = _body(generation_pb2.TypedInput(model="m", text="", sampling=sampling))
-    assert (body["temperature"], body["top_p"]) == (0.7, 0.9)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_sampling_number_that_json_cannot_say_is_refused_by_name(value: float) -> None:
-    sampling = generation_pb2.Sampling(temperature=value)
-    with pytest.raises(InvalidRequest) as caught:
-        _body(generation_pb2.TypedInput(model="m", text="", sampling=sampling))
-    assert caught.value.param == "temperature"
-
-
-def test_a_typed_input_without_a_prompt_is_refused_by_name() -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        _body(generation_pb2.TypedInput(model="m"))
-    assert caught.value.param == "prompt"
-
-
 _READERS: list[tuple[Callable[[Any], object], type[Message], st.SearchStrategy[Message]]] = [
     (convert.spec_from_proto, worker_pb2.WorkerSpec, specs.map(convert.spec_to_proto)),
     (convert.load_from_proto, load_pb2.LoadReport, reports.map(convert.load_to_proto)),
@@ -573,8 +526,3 @@ def _spec_message(**fields: Any) -> worker_pb2.WorkerSpec:
         "models": [worker_pb2.ServedModel(name="m")],
     }
     return worker_pb2.WorkerSpec(**{**good, **fields})
-
-
-def _body(typed: generation_pb2.TypedInput) -> tuple[Dialect, dict[str, object]]:
-    request = convert.generation_from_proto(generation_pb2.GenerateRequest(typed=typed))
-    return request.dialect, orjson.loads(request.body)

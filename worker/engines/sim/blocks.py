@@ -21,6 +21,21 @@ class BlockPool:
         self.holders: dict[int, int] = {}
         """Shared blocks: hash to number of holders, never below one."""
         self._idle: OrderedDict[int, None] = OrderedDict()
+        self._changes: dict[int, bool] | None = None
+        """Hashes by whether they came or went since they were last told, the last word on each; None unless watched."""
+
+    def watch(self) -> None:
+        """From now on `changes` tells which hashes come and go."""
+        self._changes = {}
+
+    def changes(self) -> tuple[list[int], list[int]]:
+        """Hashes that can be found now and could not when this was last asked, and those of which the opposite is
+        true; the first answer is since `watch`."""
+        changes, self._changes = self._changes or {}, {}
+        return [one for one, came in changes.items() if came], [one for one, came in changes.items() if not came]
+
+    def __contains__(self, block_hash: int) -> bool:
+        return block_hash in self.holders or block_hash in self._idle
 
     @property
     def cached(self) -> int:
@@ -66,7 +81,9 @@ class BlockPool:
             if short > len(self._idle):
                 return False
             for _ in range(short):
-                self._idle.popitem(last=False)
+                evicted, _ = self._idle.popitem(last=False)
+                if self._changes is not None:
+                    self._changed(evicted, False)
             self.free = 0
         else:
             self.free -= count
@@ -89,6 +106,8 @@ class BlockPool:
                 if block_hash in idle:
                     del idle[block_hash]
                     self.free += 1
+                elif self._changes is not None:
+                    self._changed(block_hash, True)
 
     def drop(self, hashes: Sequence[int], count: int, anonymous: int) -> None:
         """Takes a holder from the first `count` blocks and frees `anonymous` ones."""
@@ -103,3 +122,9 @@ class BlockPool:
             else:
                 del holders[block_hash]
                 idle[block_hash] = None
+
+    def _changed(self, block_hash: int, came: bool) -> None:
+        assert self._changes is not None
+        # What came and went again, or went and came again, is as it was.
+        if self._changes.pop(block_hash, came) == came:
+            self._changes[block_hash] = came

@@ -22,11 +22,13 @@ from lbcore.errors import (
 from lbcore.generation import Event, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
+from worker.engines import fields
 from worker.engines.ends import closed
 from worker.engines.sim.batch import SimBatch, StepOutcome
 from worker.engines.sim.plan import Output, Planner
 from worker.engines.sim.step_time import plain_step_time
 from worker.engines.step_meter import StepMeter
+from worker.prefix_mirror import PrefixMirror
 
 MAX_LAG_S = 1.0
 """How far behind its schedule a paced engine catches up. Timers are late by a millisecond and garbage collections by
@@ -52,6 +54,7 @@ class SimOptions:
     context_length: int = option(131_072, help="longest prompt plus answer, in tokens", check=at_least(2))
     seed: int = option(0, help="what the answers depend on beside the request")
     embedding_size: int = option(64, help="numbers in the vector of an input", check=at_least(1))
+    prefix_events: bool = option(False, help="tell the scheduler what the prefix cache holds")
     stamp: bool = option(False, help="make each token's text the time it was emitted: CLOCK_MONOTONIC in nanoseconds")
 
 
@@ -90,9 +93,11 @@ class _Choice:
 class SimEngine:
     """The `Engine` whose batch is simulated."""
 
-    def __init__(self, options: SimOptions, clock: Clock) -> None:
+    def __init__(self, options: SimOptions, clock: Clock, names: tuple[str, ...] = ()) -> None:
+        """`names` are those by which clients ask for the model; what the cache holds is told of these."""
         self._options = options
         self._clock = clock
+        self._prefixes = PrefixMirror(options.block_size, names) if options.prefix_events else None
         # The longest sequence must fit the cache alone, or it could never end.
         self._context_length = min(options.context_length, options.kv_blocks * options.block_size)
         self._planner = Planner(self._context_length, options.seed, options.stamp, options.embedding_size)
@@ -103,6 +108,8 @@ class SimEngine:
             max_num_seqs=options.max_num_seqs,
             token_budget=options.token_budget,
         )
+        if options.prefix_events:
+            self._batch.blocks.watch()
         self._paced = options.step_ms > 0
         # Paced steps take the time that the batch gives them; unpaced ones have to be measured.
         self._meter = self._batch.meter if self._paced else StepMeter()
@@ -128,6 +135,7 @@ class SimEngine:
             capacity=Capacity(
                 max_sequences=options.max_num_seqs, kv_blocks=options.kv_blocks, kv_block_size=options.block_size
             ),
+            prefixes=self._prefixes,
         )
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
@@ -181,7 +189,12 @@ class SimEngine:
         if request.request_id in self._requests:
             raise InvalidRequest("A request with this id is running.")
         accepted = _Request(request.request_id, emit)
-        for prompt, prompt_tokens, is_cached, answers in self._planner.plan(request):
+        planned = self._planner.plan(request)
+        if self._prefixes is not None and request.prefix_hashes and len(planned) == 1:
+            prompt, tokens, _, _ = planned[0]
+            model = str(fields.json_object(request.body).get("model"))
+            self._prefixes.prompt(request, model, prompt.block_hashes(self._options.block_size), tokens)
+        for prompt, prompt_tokens, is_cached, answers in planned:
             accepted.prompt_tokens += prompt_tokens
             hashes = prompt.block_hashes(self._options.block_size) if is_cached else ()
             leads = True
@@ -197,11 +210,22 @@ class SimEngine:
 
     def _forget(self, request: _Request) -> None:
         """Frees what an unfinished request holds; its choices emit no more."""
-        del self._requests[request.request_id]
+        self._leave(request)
         for choice in request.choices:
             choice.emit = _ignore
             self._batch.abort(choice)
         request.choices.clear()
+
+    def _leave(self, request: _Request) -> None:
+        del self._requests[request.request_id]
+        if self._prefixes is not None:
+            self._prefixes.ended(request.request_id, self._clock.now())
+
+    def _tell_changes(self, prefixes: PrefixMirror) -> None:
+        stored, removed = self._batch.blocks.changes()
+        for key in removed:
+            prefixes.removed(key)
+        prefixes.stored(stored)
 
     async def _run(self) -> None:
         try:
@@ -232,6 +256,8 @@ class SimEngine:
             else:
                 await asyncio.sleep(0)
                 self._meter.observe(outcome.prefill_tokens, outcome.decode_tokens, (clock.now() - began) * 1000)
+            if self._prefixes is not None:
+                self._tell_changes(self._prefixes)
             self._emit(outcome)
             self._note_prefilled()
 
@@ -259,7 +285,7 @@ class SimEngine:
             request = choice.request
             request.open_choices -= 1
             if not request.open_choices and self._requests.get(request.request_id) is request:
-                del self._requests[request.request_id]
+                self._leave(request)
                 # They know their request: without this none of it would go before somebody looked for cycles.
                 request.choices.clear()
                 request.emit(Finished(request.prompt_tokens, request.cached_tokens, request.output_tokens))

@@ -56,6 +56,9 @@ class VllmOptions:
         takes_rest=True,
         help="arguments of vLLM itself, under its own names; what stands behind -- is added to them",
     )
+    prefix_events: bool = option(
+        True, help="tell the scheduler what the prefix cache holds, as vLLM itself says, where prefixes are cached"
+    )
     hang_timeout_s: float = option(
         60.0, check=positive, help="seconds without a step while requests wait, after which the engine counts as hung"
     )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import Any
+
+import structlog
 
 from lbcore.clock import Clock
 from lbcore.errors import (
@@ -20,11 +23,15 @@ from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
 from worker.engines.ends import closed, surprised
 from worker.engines.vllm.arguments import VllmOptions, read_arguments
+from worker.engines.vllm.events import KvEvents
 from worker.engines.vllm.serving import Serving
 from worker.engines.vllm.speed import EngineSpeed
 from worker.engines.vllm.statistics import CoreStatistics, logger_factory
+from worker.prefix_mirror import PrefixMirror
 
 __all__ = ["VllmEngine", "VllmOptions"]
+
+log = structlog.get_logger()
 
 WATCH_S = 1.0
 """How often the engine core is looked after."""
@@ -71,6 +78,8 @@ class VllmEngine:
         self._serial = 0
         self._progress_at = 0.0
         self._watching: asyncio.Task[None] | None = None
+        self._events: KvEvents | None = None
+        """What the core says of its prefix cache, where it does."""
         self._broken = asyncio.Event()
         self._failure = ""
         self._closed = False
@@ -79,6 +88,7 @@ class VllmEngine:
         arguments = await asyncio.to_thread(read_arguments, self._options, self._model, self._names)
         try:
             self._engine = await asyncio.to_thread(self._launch, arguments)
+            prefixes = self._mirror(arguments)
             self._serving = await Serving.build(self._engine, arguments, self._speed.prefilled)
         except ConfigError:
             raise
@@ -93,8 +103,10 @@ class VllmEngine:
                 max_sequences=config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size,
                 kv_blocks=self._kv_blocks,
                 kv_block_size=self._block_size,
+                adapter_slots=config.lora_config.max_loras if config.lora_config is not None else 0,
             ),
             adapters=self._serving.adapters,
+            prefixes=prefixes,
         )
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
@@ -148,6 +160,8 @@ class VllmEngine:
                 handler.cancel()
                 await asyncio.gather(handler, return_exceptions=True)
             await asyncio.to_thread(engine.shutdown, CLOSE_TIMEOUT_S)
+        if self._events is not None:
+            await self._events.close()
 
     def _launch(self, arguments: Any) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -155,12 +169,38 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
+        config = engine_arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        if self._options.prefix_events:
+            self._ask_for_events(config)
         return AsyncLLM.from_vllm_config(
-            engine_arguments.create_engine_config(UsageContext.OPENAI_API_SERVER),
+            config,
             stat_loggers=[logger_factory(self._statistics, self._speed, self._stepped)],
             enable_log_requests=engine_arguments.enable_log_requests,
             disable_log_stats=engine_arguments.disable_log_stats,
         )
+
+    def _ask_for_events(self, config: Any) -> None:
+        """Has the core say what its prefix cache holds, unless it has none or says so to somebody else already.
+
+        Of several cores nobody here knows which one a request goes to, and what one holds is of no use to the others.
+        """
+        if not config.cache_config.enable_prefix_caching or config.parallel_config.data_parallel_size > 1:
+            return
+        if config.kv_events_config is not None:
+            log.info("prefix_events_elsewhere", reason="--kv-events-config sends them to somebody else")
+            return
+        try:
+            self._events = KvEvents(self._clock)
+        except OSError as error:
+            log.warning("prefix_events_off", reason=str(error))
+            return
+        config.kv_events_config = self._events.config()
+
+    def _mirror(self, arguments: Any) -> PrefixMirror | None:
+        if self._events is None:
+            return None
+        adapters = (module.name for module in arguments.lora_modules or ())
+        return self._events.start(self._engine.vllm_config.cache_config.block_size, [*self._names, *adapters])
 
     async def _run(self, serving: Serving, request: GenerationRequest, call: _Call) -> Finished:
         """Emits everything but the end."""
@@ -172,7 +212,10 @@ class VllmEngine:
         def left() -> None:
             call.sequences -= 1
 
-        async for event in serving.events(request, entered, left):
+        prompted = None
+        if self._events is not None and request.prefix_hashes:
+            prompted = partial(self._events.prompt, request)
+        async for event in serving.events(request, entered, left, prompted):
             match event:
                 case Finished():
                     return event
@@ -193,6 +236,8 @@ class VllmEngine:
         del self._calls[request_id]
         self._waiting.discard(call)
         call.sequences = 0
+        if self._events is not None:
+            self._events.ended(request_id)
         if call.task.cancelled() or call.error is not None:
             call.emit(Failed(call.error or Cancelled("The request was stopped.")))
             return

@@ -7,7 +7,8 @@ Taken out is only the last step, where its server makes JSON of every token: the
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lbcore.errors import InvalidRequest, LoadBalancerError
@@ -53,9 +54,16 @@ class Serving:
         return cls(state, engine.vllm_config.scheduler_config.policy == "priority", prefilled)
 
     async def events(
-        self, request: GenerationRequest, entered: Entered, left: Callable[[], None]
+        self,
+        request: GenerationRequest,
+        entered: Entered,
+        left: Callable[[], None],
+        prompted: Callable[[str, Sequence[int], str], None] | None = None,
     ) -> AsyncIterator[Event]:
-        """The request's events; `left` is called for each of its sequences that has ended. Raises LoadBalancerError."""
+        """The request's events; `left` is called for each of its sequences that has ended. Raises LoadBalancerError.
+
+        `prompted` is called with the model's name, the tokens and the adapter of a prompt that is a request's only one.
+        """
         form = self._forms.get(request.dialect)
         if form is None:
             if request.dialect is Dialect.EMBEDDING:
@@ -71,7 +79,8 @@ class Serving:
         try:
             asked = form.parse(body)
             copies = form.merge_equal_choices(asked)
-            passage.set(Passage(entered, left, self._prefilled, form.prompt_field, copies, limit))
+            told = partial(prompted, asked.model or "") if prompted is not None and _is_alone(body) else None
+            passage.set(Passage(entered, left, self._prefilled, form.prompt_field, copies, limit, told))
             answer = await form.answer(asked)
             if not hasattr(answer, "__aiter__"):
                 raise error_from_response(answer.error, form.prompt_field)
@@ -79,6 +88,12 @@ class Serving:
                 yield event
         except Exception as error:
             raise _mapped(error, form) from None
+
+
+def _is_alone(body: Mapping[str, Any]) -> bool:
+    """Whether a body that was checked has one prompt."""
+    prompt = body.get("prompt")
+    return not isinstance(prompt, list) or len(prompt) == 1 or isinstance(prompt[0], int)
 
 
 def _mapped(error: Exception, form: Form) -> LoadBalancerError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,9 @@ from worker.engines.vllm.errors import too_long
 
 Entered = Callable[[int, int], None]
 """Called when a prompt is handed to the engine core, with its tokens and its sequences."""
+
+Prompted = Callable[[Sequence[int], str], None]
+"""Called with the tokens of a prompt that is handed to the engine core, and the adapter's name or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Passage:
     """Choices that each sequence stands for."""
     max_tokens: int | None = None
     """The client's own limit on each choice."""
+    prompted: Prompted | None = None
+    """Called with the prompt, of a request that has one alone."""
 
 
 passage: ContextVar[Passage] = ContextVar("passage")
@@ -37,10 +42,11 @@ class Tap:
     """Stands for AsyncLLM in front of vLLM's serving."""
 
     def __init__(self, engine: Any) -> None:
-        from vllm.renderers.inputs.preprocess import extract_prompt_len
+        from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_prompt_len
 
         self._engine = engine
         self._prompt_length = extract_prompt_len
+        self._prompt_parts = extract_prompt_components
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -53,6 +59,14 @@ class Tap:
             # vLLM would make the answer shorter than asked for, and nobody would know why.
             raise too_long(tokens, request.max_tokens, config.max_model_len, request.prompt_field)
         request.entered(tokens, params.n)
+        if request.prompted is not None:
+            token_ids = self._prompt_parts(config, prompt).token_ids
+            if token_ids is not None:
+                adapter = rest.get("lora_request")
+                request.prompted(token_ids, "" if adapter is None else adapter.lora_name)
+            if params.extra_args:
+                # With it vLLM would tell of blocks it holds as if it held them once more.
+                params.extra_args.pop("kv_cache_report_mode", None)
         return self._engine.generate(prompt, params, request_id, **rest)
 
     def encode(self, prompt: Any, **rest: Any) -> Any:

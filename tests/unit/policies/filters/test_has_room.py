@@ -15,4 +15,4 @@ from tests.fleet import MODEL, endpoint
 def test_places_to_run_and_to_wait_count_and_so_does_credit(running: int, queued: int, credit: int, kept: bool) -> None:
     load = LoadReport(running_requests=running, queued_requests=queued)
     worker = endpoint(load=load, credit_requests=credit, capacity=Capacity(max_sequences=2, max_queued_requests=3))
-    assert HasRoom().keep(PickRequest(MODEL), [worker]) == ([worker] if kept else [])
+    assert HasRoom().keep(PickRequest(MODEL), [worker], 0.0) == ([worker] if kept else [])

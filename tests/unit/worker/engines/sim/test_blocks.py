@@ -73,11 +73,16 @@ def test_held_blocks_are_not_evicted() -> None:
     total=st.integers(1, 12),
     prefixes=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6)), max_size=40),
     leave_first=st.booleans(),
+    told_every=st.integers(1, 5),
 )
-def test_no_block_is_lost_or_made(total: int, prefixes: list[tuple[int, int]], leave_first: bool) -> None:
+def test_no_block_is_lost_or_made_and_who_watches_knows_of_each(
+    total: int, prefixes: list[tuple[int, int]], leave_first: bool, told_every: int
+) -> None:
     pool = BlockPool(total)
+    pool.watch()
+    told: set[int] = set()
     present: list[tuple[list[int], int]] = []
-    for family, length in prefixes:
+    for turn, (family, length) in enumerate(prefixes):
         hashes = [family * 100 + index for index in range(length)]
         hit, idle_hit = pool.hits(hashes, length)
         # One more block without a hash, as for a prompt's last tokens.
@@ -95,3 +100,9 @@ def test_no_block_is_lost_or_made(total: int, prefixes: list[tuple[int, int]], l
         assert pool.free >= 0
         assert set(pool.holders) == distinct
         assert sum(pool.holders.values()) == sum(length for _, length in present)
+        if turn % told_every == 0:
+            stored, removed = pool.changes()
+            assert not told & set(stored)
+            assert told >= set(removed)
+            told = (told | set(stored)) - set(removed)
+            assert told == {block_hash for block_hash in range(300) if block_hash in pool}

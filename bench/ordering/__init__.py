@@ -1,0 +1,1 @@
+"""Policies and rival routers before real processes with simulated engines, beside the simulator's figures."""

@@ -1,0 +1,1 @@
+"""Policies against workloads and incidents, in the simulator."""

@@ -1,0 +1,1 @@
+"""What `lbctl` asks of a running scheduler, one command in each file."""
