@@ -81,6 +81,9 @@ BALANCE_TAU_S = 120.0
 DEFAULT_STEP_MS = 20.0
 """t while unmeasured: 50 tokens/s for each sequence."""
 
+SHORTEST_STEP_MS = 0.01
+"""What is measured below this is no step of any engine, and would make pauses count without bound."""
+
 
 _TERMS = attrgetter("terms")
 
@@ -111,10 +114,15 @@ def queue_ms(load: LoadReport, token_ms: float, attention_ratio: float) -> float
     return token_ms * (load.queued_prompt_tokens + attention_ratio * load.queued_prompt_pairs)
 
 
+def decoding_step_ms(load: LoadReport) -> float:
+    """t of a worker with this report."""
+    return max(SHORTEST_STEP_MS, load.step_time_ms) if load.step_time_ms > 0 else DEFAULT_STEP_MS
+
+
 def burden(load: LoadReport, credit_requests: int, credit_tokens: int, capacity: Capacity, recent_ms: float) -> Burden:
     """Of a worker with this report, credit, capacity and work given lately."""
     requests = load.queued_requests + load.running_requests + credit_requests
-    step_ms = load.step_time_ms if load.step_time_ms > 0 else DEFAULT_STEP_MS
+    step_ms = decoding_step_ms(load)
     # A worker that has measured nothing yet gets its chance to: its steps are not held against it.
     fixed_ms = load.step_time_ms * (1.5 if requests else 1.0)
     fixed_ms += CROWDING_WEIGHT * EXPECTED_OUTPUT_TOKENS * STEP_SLOPE * step_ms * requests

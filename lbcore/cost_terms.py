@@ -11,12 +11,12 @@ from lbcore.adapters import Loading
 from lbcore.cost import (
     CROWDING_WEIGHT,
     DECODING_WEIGHT,
-    DEFAULT_STEP_MS,
     EXPECTED_OUTPUT_TOKENS,
     QUEUE_LIMIT,
     QUEUE_WEIGHT,
     STEP_SLOPE,
     burden,
+    decoding_step_ms,
     own_ms,
 )
 from lbcore.types import Endpoint, PickRequest, Snapshot
@@ -50,7 +50,7 @@ def _terms(request: PickRequest, endpoint: Endpoint, now: float, behind: float) 
     worker_id = endpoint.spec.worker_id
     work = own_ms(request, endpoint)
     loading = request.loading.get(worker_id, _LOADED)
-    step_ms = load.step_time_ms or DEFAULT_STEP_MS
+    step_ms = decoding_step_ms(load)
     answer_ms = EXPECTED_OUTPUT_TOKENS * step_ms
     sequences = max(1, capacity.max_sequences)
     # What was given lately is not told of an endpoint but in the sum.

@@ -58,6 +58,7 @@ class Booking(NamedTuple):
     """Its own number, for what else hangs on it."""
     loaded_ttft_ms: float = -1.0
     """When its first token would have been expected had its adapter been loaded; negative when it was."""
+    session_id: str = ""
 
 
 class Ledger:

@@ -7,11 +7,10 @@ before the last.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from statistics import median
 
-from lbcore.cost import DEFAULT_ATTENTION_RATIO, DEFAULT_PREFILL_MS_PER_TOKEN, prefill_ms
+from lbcore.cost import DEFAULT_ATTENTION_RATIO, prefill_ms
 from lbcore.credit import Booking, Ledger
 from lbcore.pool_events import (
     CreditReleased,
@@ -39,6 +38,8 @@ from lbcore.pool_events import (
 )
 from lbcore.pool_records import PRIOR_TOKENS_PER_BYTE, ModelRecord, WorkerRecord
 from lbcore.prefix import bytes_of
+from lbcore.sessions import Turn, goes_on
+from lbcore.speeds import IDLE_S, Speeds
 from lbcore.types import (
     NO_HITS,
     NO_LOADING,
@@ -53,9 +54,6 @@ from lbcore.types import (
     TicketUpdate,
     WorkerId,
 )
-
-SLOWEST_TOKENS_PER_S, FASTEST_TOKENS_PER_S = 0.1, 1e9
-"""Prefill speeds outside of these are no measurements: they would make costs without bound, or none at all."""
 
 
 class WorkerPool:
@@ -74,8 +72,7 @@ class WorkerPool:
         self._ledger = Ledger()
         # `WorkerRecord.trust` of each, as of its last report.
         self._trust_ratios: dict[WorkerId, float] = {}
-        # Milliseconds per prompt token of those workers that have measured it.
-        self._measured: dict[WorkerId, float] = {}
+        self._speeds = Speeds()
         self._now = 0.0
 
     def handle(self, event: PoolEvent, now: float) -> list[PoolEffect]:
@@ -112,13 +109,13 @@ class WorkerPool:
     def pick_request(self, facts: RouteFacts) -> PickRequest:
         """The facts in tokens, with what each worker is believed to hold of the prompt."""
         served = self._models.get(facts.model)
-        loading = NO_LOADING
-        if served is None:
-            tokens_per_byte, hit_tokens = PRIOR_TOKENS_PER_BYTE, NO_HITS
-        else:
+        tokens_per_byte, hit_tokens, loading = PRIOR_TOKENS_PER_BYTE, NO_HITS, NO_LOADING
+        if served is not None:
             tokens_per_byte = served.tokens_per_byte.read(self._now)
             hit_tokens = served.hit_tokens(facts, tokens_per_byte, self._trust_ratios)
             loading = served.loading(self._now)
+            if facts.session_id:
+                hit_tokens = self._with_session(served, facts, round(facts.prompt_bytes * tokens_per_byte), hit_tokens)
         return PickRequest(
             facts.model,
             round(facts.prompt_bytes * tokens_per_byte),
@@ -134,6 +131,25 @@ class WorkerPool:
             facts.ttft_slo_ms,
             facts.tpot_slo_ms,
         )
+
+    def _with_session(
+        self, served: ModelRecord, facts: RouteFacts, prompt_tokens: int, hit_tokens: Mapping[WorkerId, float]
+    ) -> Mapping[WorkerId, float]:
+        """The hits, with what the worker of the session's last turn holds of a prompt that goes on from there."""
+        turn = served.sessions.last(facts.session_id)
+        if turn is None:
+            return hit_tokens
+        worker_id = turn.account.worker_id
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.account is not turn.account:
+            return hit_tokens
+        held = hit_tokens.get(worker_id, 0.0)
+        trust = self._trust_ratios[worker_id]
+        by_hash = held if worker.spec.reports_prefixes else held / max(trust, 1e-6)
+        if not goes_on(turn, prompt_tokens, by_hash if facts.prefix_hashes else None):
+            return hit_tokens
+        tokens = min(prompt_tokens, turn.tokens) * trust
+        return {**hit_tokens, worker_id: tokens} if tokens > held else hit_tokens
 
     def next_deadline(self) -> float | None:
         """When `Ticked` next has something to do; None while there is nothing to wait for."""
@@ -252,6 +268,9 @@ class WorkerPool:
                 if held and facts.prompt_bytes:
                     held_ratio = min(1.0, bytes_of(held, block_bytes) / facts.prompt_bytes)
         hit_tokens = request.hit_tokens.get(worker_id, 0.0)
+        if facts.session_id and hit_tokens:
+            believed = hit_tokens / max(self._trust_ratios[worker_id], 1e-6)
+            held_ratio = min(1.0, max(held_ratio, believed / max(1, request.prompt_tokens)))
         uncached_tokens = max(0, round(request.prompt_tokens - hit_tokens))
         work_ms = prefill_ms(worker.token_ms, worker.attention_ratio, request.prompt_tokens, hit_tokens)
         loaded_ttft_ms = -1.0
@@ -275,6 +294,7 @@ class WorkerPool:
                 held_ratio,
                 ticket,
                 loaded_ttft_ms,
+                facts.session_id,
             ),
         )
         worker.given(work_ms, now)
@@ -299,13 +319,15 @@ class WorkerPool:
         self._trust_ratios[worker.spec.worker_id] = 1.0
         for name in worker.model_names:
             self._models.setdefault(name, ModelRecord(name)).join(worker, self._now)
+        peers = {peer for served, _ in worker.seats for peer in served.workers if peer is not worker}
+        worker.joins(peers, self._now)
         self._measure(worker, worker.load)
         worker.describe(self._now)
 
     def _remove(self, worker: WorkerRecord) -> None:
         worker_id = worker.spec.worker_id
         del self._workers[worker_id], self._trust_ratios[worker_id]
-        self._measured.pop(worker_id, None)
+        self._speeds.forget(worker_id)
         self._ledger.close(worker.account)
         for name in worker.model_names:
             served = self._models[name]
@@ -346,12 +368,17 @@ class WorkerPool:
         if update.phase is TicketPhase.ACCEPTED:
             if not update.prompt_tokens:
                 self._ledger.keep(update.ticket, booking)
-            elif booking.held_ratio or booking.loaded_ttft_ms >= 0:
+            elif booking.held_ratio or booking.loaded_ttft_ms >= 0 or booking.session_id:
                 self._ledger.keep(update.ticket, booking._replace(prompt_bytes=0))
             return
         if booking.loaded_ttft_ms >= 0 and update.ttft_ms:
             worker.adapters.took(update.ttft_ms - booking.loaded_ttft_ms, now)
-        if update.prompt_tokens and update.output_tokens and booking.held_ratio:
+        if not update.prompt_tokens or not update.output_tokens:
+            return
+        if booking.session_id and served is not None:
+            turn = Turn(worker.account, update.prompt_tokens, update.prompt_tokens + update.output_tokens)
+            served.sessions.answered(booking.session_id, turn)
+        if booking.held_ratio:
             # Without output the prompt may never have been computed, and 0 cached tokens mean nothing.
             cached_ratio = update.cached_tokens / update.prompt_tokens
             worker.trust.observe(min(1.0, cached_ratio / booking.held_ratio), now)
@@ -360,14 +387,15 @@ class WorkerPool:
         """Take the worker's own prefill speed if it has one, else that of its peers in the middle, else the default."""
         ratio = report.attention_ratio
         worker.attention_ratio = ratio if 0.0 < ratio < 1.0 else DEFAULT_ATTENTION_RATIO
-        rate = report.prefill_tokens_per_s
-        if SLOWEST_TOKENS_PER_S < rate < FASTEST_TOKENS_PER_S:
-            worker.token_ms = self._measured[worker.spec.worker_id] = 1000.0 / rate
-            return
-        peers = {
-            peer.spec.worker_id: self._measured[peer.spec.worker_id]
-            for name in (worker.model_names if self._measured else ())
-            for peer in self._models[name].workers
-            if peer.spec.worker_id in self._measured
-        }
-        worker.token_ms = median(peers.values()) if peers else DEFAULT_PREFILL_MS_PER_TOKEN
+        speeds, worker_id = self._speeds, worker.spec.worker_id
+        speeds.measured(worker_id, report.prefill_tokens_per_s)
+        own = speeds.of(worker_id)
+        idle_s = self._now - worker.given_at
+        if own is None:
+            names = [name for name in worker.model_names if name in self._models]
+            worker.token_ms = speeds.middle(peer for name in names for peer in self._models[name].worker_ids)
+        elif idle_s > IDLE_S and worker.spec.models:
+            name = worker.spec.models[0].name
+            worker.token_ms = speeds.rested(worker_id, idle_s, name, self._models[name].worker_ids, self._now)
+        else:
+            worker.token_ms = own

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import exp, inf
+from statistics import fmean
 
 from lbcore.adapters import LoadedAdapters, Loading
 from lbcore.cost import (
@@ -25,6 +26,7 @@ from lbcore.prefix import (
     PrefixIndex,
     bytes_of,
 )
+from lbcore.sessions import Sessions
 from lbcore.told_prefixes import ToldPrefixes
 from lbcore.types import (
     NO_HITS,
@@ -110,6 +112,8 @@ class WorkerRecord:
     """When the prefill that is here and on the way will be done."""
     ages: deque[float] = field(default_factory=lambda: deque(maxlen=AGE_SAMPLES))
     """Seconds from some of the last dispatches to their acknowledgements."""
+    given_at: float = field(init=False)
+    """When anything was last given to it, or else it joined."""
     recent_ms: float = 0.0
     """Prefill given to it lately, as of `recent_at`."""
     recent_at: float = 0.0
@@ -146,6 +150,7 @@ class WorkerRecord:
         self.adapters = LoadedAdapters(self.spec.capacity.adapter_slots)
         self.account = Account(self.spec.worker_id)
         self.speed = _declared_speed(self.spec)
+        self.given_at = self.reported_at
         self.describe(self.reported_at)
 
     def reported(self, load: LoadReport, now: float) -> None:
@@ -166,9 +171,17 @@ class WorkerRecord:
 
     def given(self, prefill_ms: float, now: float) -> None:
         """So much prefill is on its way here."""
+        self.given_at = now
         self.free_at = max(self.free_at, now) + prefill_ms / 1000
         self.recent_ms = self._recent(now) + prefill_ms
         self.recent_at = now
+
+    def joins(self, peers: Collection[WorkerRecord], now: float) -> None:
+        """It counts as given as much as these were on average: or else all work would go to who comes new, with
+        nothing in its caches, until it has caught up."""
+        if peers:
+            self.recent_ms = fmean(peer._recent(now) for peer in peers)
+            self.recent_at = now
 
     def taken_back(self, prefill_ms: float, now: float) -> None:
         """It will not come after all."""
@@ -258,6 +271,7 @@ class ModelRecord:
     """Who holds what of this model's prompts: KV blocks of one model or adapter are of no use to another."""
     told: ToldPrefixes = field(default_factory=ToldPrefixes)
     """The same of workers that tell what their caches hold; each worker is in one of the two only."""
+    sessions: Sessions = field(default_factory=Sessions)
     tokens_per_byte: DecayingAverage = field(default_factory=_tokens_per_byte)
     _endpoints: list[Endpoint] = field(default_factory=list)
     """Those of `workers`, as they describe themselves now."""
@@ -321,6 +335,11 @@ class ModelRecord:
         # A token covers a byte at least, but for those of the chat template, which short prompts mostly are.
         ratio = min(1.0, prompt_tokens / prompt_bytes)
         self.tokens_per_byte.observe(ratio, now, min(prompt_bytes, MAX_LESSON_BYTES))
+
+    @property
+    def worker_ids(self) -> list[WorkerId]:
+        """Of all who serve it."""
+        return [worker.spec.worker_id for worker in self.workers]
 
     def loading(self, now: float) -> Mapping[WorkerId, Loading]:
         """What those have to load first for whom this is the name of an adapter that is not loaded."""

@@ -8,7 +8,7 @@ that are computed in one step share its fixed cost.
 
 from __future__ import annotations
 
-from lbcore.cost import DEFAULT_STEP_MS
+from lbcore.cost import decoding_step_ms
 from lbcore.types import Endpoint
 
 HOLD_STEPS = 1.0
@@ -40,5 +40,5 @@ def has_room(endpoint: Endpoint, own_ms: float, now: float, held_ms: float = 0.0
 
 def free_for(endpoint: Endpoint, own_ms: float) -> float:
     """When the worker will have room for a request with so much prefill."""
-    step_ms = endpoint.load.step_time_ms or DEFAULT_STEP_MS
+    step_ms = decoding_step_ms(endpoint.load)
     return endpoint.free_at - max(HOLD_STEPS * step_ms, BATCH_STEPS * step_ms - own_ms) / 1000

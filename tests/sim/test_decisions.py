@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
+from statistics import fmean
 
 import pytest
 
@@ -62,7 +63,7 @@ class PlainWorker:
     """Prefill in front of the next request."""
     credit_ms: dict[Ticket, float] = field(default_factory=dict)
     given_ms: float = 0.0
-    """All prefill ever sent here: no time goes by in these tests."""
+    """All prefill ever sent here, no time goes by in these tests; of a newcomer what the others had on average."""
 
     @property
     def requests(self) -> int:
@@ -91,8 +92,10 @@ class PlainWorker:
         fixed_ms += DECODING_WEIGHT * EXPECTED_OUTPUT_TOKENS * load.step_time_ms
         if requests >= sequences:
             fixed_ms += (requests - sequences + 1) * EXPECTED_OUTPUT_TOKENS * step_ms / sequences
-        slowdown = 1.0 + INTERFERENCE_PER_REQUEST * min(requests, INTERFERENCE_REQUEST_LIMIT)
-        return self.free_ms + fixed_ms + self.own_ms(facts) * (slowdown + QUEUE_WEIGHT * min(waiting, QUEUE_LIMIT))
+        own_ms = self.own_ms(facts)
+        pauses = min(1.0, self.given_ms / 120_000) + own_ms / (EXPECTED_OUTPUT_TOKENS * step_ms)
+        slowdown = 1.0 + INTERFERENCE_PER_REQUEST * min(requests, INTERFERENCE_REQUEST_LIMIT) * pauses
+        return self.free_ms + fixed_ms + own_ms * (slowdown + QUEUE_WEIGHT * min(waiting, QUEUE_LIMIT))
 
 
 def best(costs: Sequence[float], count: int, rng: Random) -> list[int]:
@@ -130,7 +133,7 @@ def plain_decision(
     match name:
         case "cost":
             takers = [worker for worker in workers if worker.spec.role is Role.MIXED]
-            waiting = sum(worker.load.queued_requests + len(worker.credit) for worker in takers) / len(workers)
+            waiting = sum(worker.load.queued_requests + len(worker.credit) for worker in takers) / len(able)
             ranking = best([worker.delay_ms(facts, waiting) for worker in able], count, rng)
         case "least_requests":
             ranking = best(few, count, rng)
@@ -161,7 +164,8 @@ class Life:
         role = rng.choice((Role.MIXED,) * 9 + (Role.DECODE,))
         new = spec(f"w{rng.randrange(100)}", capacity=capacity, role=role)
         if new.worker_id not in self.workers:
-            self.workers[new.worker_id] = PlainWorker(new)
+            given = [worker.given_ms for worker in self.workers.values()]
+            self.workers[new.worker_id] = PlainWorker(new, given_ms=fmean(given) if given else 0.0)
             self.pool.handle(Registered(new, 0), 0.0)
             self.report(self.workers[new.worker_id])
 

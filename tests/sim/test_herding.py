@@ -56,8 +56,9 @@ def test_equal_requests_spread_as_evenly_as_they_can(policy: str) -> None:
 
 
 def test_unequal_requests_spread_evenly_in_tokens() -> None:
-    # A pick of n tokens on worker w rather than v has (1 + ρ)·a·B(w) + c·t·d(w) + a·n·(1 + q·Q + θ·d(w)) no greater
-    # than the same of v, where θ counts d up to D and q·Q has its limit too; ρ is there because nothing is worked off
+    # A pick of n tokens on worker w rather than v has (1 + ρ)·a·B(w) + c·t·d(w) + a·n·(1 + q·Q + θ·f·d(w)) no
+    # greater than the same of v, where θ counts d up to D, f is at most 1 and the prompt's part of an answer, and q·Q
+    # has its limit too; ρ is there because nothing is worked off
     # here, so that all in front was given lately. After it B(w) has grown by n; and until w is picked again the
     # difference only shrinks. Attention makes the longest prompt here a sixth dearer than its tokens.
     rng = Random(2)
@@ -67,13 +68,14 @@ def test_unequal_requests_spread_evenly_in_tokens() -> None:
     longest = 1.2 * max(prompt_bytes) / 4
     step = CROWDING_WEIGHT * EXPECTED_OUTPUT_TOKENS * STEP_SLOPE
     crowding_ms = step * DEFAULT_STEP_MS * max(endpoint.credit_requests for endpoint in endpoints)
-    weights = 1 + INTERFERENCE_PER_REQUEST * INTERFERENCE_REQUEST_LIMIT + QUEUE_WEIGHT * QUEUE_LIMIT
+    pauses = 1 + longest * DEFAULT_PREFILL_MS_PER_TOKEN / (EXPECTED_OUTPUT_TOKENS * DEFAULT_STEP_MS)
+    weights = 1 + INTERFERENCE_PER_REQUEST * INTERFERENCE_REQUEST_LIMIT * pauses + QUEUE_WEIGHT * QUEUE_LIMIT
     assert max(tokens) - min(tokens) <= longest * weights + crowding_ms / DEFAULT_PREFILL_MS_PER_TOKEN
 
 
 def test_workers_that_decode_at_different_speeds_share_requests_in_proportion() -> None:
     # Prompts of no length cost t·(1.5 + L·(γ + β·δ·d)). With steps of 5 and 20 ms that is equal when the fast worker
-    # has 159 more than four times the requests of the slow one.
+    # has 318 more than four times the requests of the slow one.
     pool, policy, rng = WorkerPool(lease_ttl_s=1e6, ticket_ttl_s=1e6), build_policy("cost"), Random(1)
     for name, step_ms in (("fast", 5.0), ("slow", 20.0)):
         pool.handle(Registered(spec(name, capacity=Capacity(max_sequences=PICKS)), 1), 0.0)
@@ -87,7 +89,7 @@ def test_workers_that_decode_at_different_speeds_share_requests_in_proportion() 
         pool.handle(Dispatched(Ticket(number), decision.endpoint.worker_id, request, facts), 0.0)
     fast, slow = (endpoint.credit_requests for endpoint in pool.endpoints())
     assert fast + slow == 600
-    assert fast == pytest.approx(4 * slow + 159, abs=6)
+    assert fast == pytest.approx(4 * slow + 318, abs=6)
 
 
 def test_without_credit_the_same_picks_pile_up() -> None:

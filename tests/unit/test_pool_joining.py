@@ -1,0 +1,56 @@
+"""What is believed of a worker that has just come to a fleet that works, or to which nothing was given for long."""
+
+from __future__ import annotations
+
+import pytest
+
+from lbcore.cost import BALANCE_WEIGHT
+from lbcore.pool import WorkerPool
+from lbcore.pool_events import Dispatched, Registered, Reported
+from lbcore.speeds import IDLE_S
+from lbcore.types import Endpoint, Epoch, LoadReport, RouteFacts, Ticket, WorkerId
+from tests.fleet import MODEL, spec
+
+W0, W1, W2 = WorkerId("w0"), WorkerId("w1"), WorkerId("w2")
+
+
+def fleet(*names: str) -> WorkerPool:
+    pool = WorkerPool(lease_ttl_s=1e9, ticket_ttl_s=1e9)
+    for name in names:
+        pool.handle(Registered(spec(name), 0), 0.0)
+    return pool
+
+
+def endpoint(pool: WorkerPool, name: WorkerId) -> Endpoint:
+    return next(one for one in pool.endpoints() if one.worker_id == name)
+
+
+def give(pool: WorkerPool, ticket: int, worker: WorkerId, now: float) -> None:
+    facts = RouteFacts("r", MODEL, 40_000)
+    pool.handle(Dispatched(Ticket(ticket), worker, pool.pick_request(facts), facts), now)
+
+
+def test_a_newcomer_need_not_catch_up_with_what_the_others_did() -> None:
+    pool = fleet("w0", "w1")
+    for ticket in range(1, 5):
+        give(pool, ticket, W0, 1.0)
+    pool.handle(Registered(spec("w2"), 0), 1.0)
+    balances = [endpoint(pool, name).fixed_ms for name in (W1, W2)]
+    given_ms = 4 * endpoint(pool, W0).token_ms * 10_000
+    assert balances[1] - balances[0] == pytest.approx(BALANCE_WEIGHT * given_ms / 2, rel=0.2)
+
+
+def test_a_worker_believed_slow_is_tried_again_when_it_got_nothing_for_long() -> None:
+    pool = fleet("w0", "w1", "w2")
+    for name, speed in ((W0, 100.0), (W1, 10_000.0), (W2, 10_000.0)):
+        pool.handle(Reported(name, Epoch(1), LoadReport(1, prefill_tokens_per_s=speed)), 0.0)
+    give(pool, 1, W0, 10.0)
+
+    def believed(sequence: int, now: float) -> float:
+        pool.handle(Reported(W0, Epoch(1), LoadReport(sequence, prefill_tokens_per_s=100.0)), now)
+        return endpoint(pool, W0).token_ms
+
+    assert believed(2, 10.0 + IDLE_S) == pytest.approx(10.0)
+    assert believed(3, 10.0 + 20 * IDLE_S) == pytest.approx(0.1)
+    give(pool, 2, W0, 1000.0)
+    assert believed(4, 1000.0) == pytest.approx(10.0)
