@@ -4,7 +4,8 @@
 
 Every prompt has 25 KiB in 57 blocks: 20 of a system prompt that all share, 31 of one of 200 conversations, 6 never
 seen. Before each pick two reports arrive, untimed, of workers taken in turn; they acknowledge what was dispatched to
-them. The times are of the thread's own processor, so that neighbours on the machine count only through its caches.
+them, and end what they had acknowledged before. The times are of the thread's own processor, so that neighbours on the
+machine count only through its caches.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Fleet:
         self.rng = rng
         self.ids = [WorkerId(f"10.0.{number // 250}.{number % 250}:8000") for number in range(size)]
         self.accepted: dict[WorkerId, list[Ticket]] = {worker_id: [] for worker_id in self.ids}
+        self.running: dict[WorkerId, list[Ticket]] = {worker_id: [] for worker_id in self.ids}
         self.sequence = 0
         for number, worker_id in enumerate(self.ids):
             capacity = Capacity(max_sequences=256, max_queued_requests=1024, kv_blocks=30_000, kv_block_size=16)
@@ -59,6 +61,7 @@ class Fleet:
     def report(self, worker_id: WorkerId, now: float) -> None:
         self.sequence += 1
         tickets, self.accepted[worker_id] = self.accepted[worker_id], []
+        ended, self.running[worker_id] = self.running[worker_id], tickets
         report = LoadReport(
             sequence=self.sequence,
             queued_requests=self.rng.randrange(4),
@@ -66,7 +69,10 @@ class Fleet:
             queued_prompt_tokens=self.rng.randrange(20_000),
             prefill_tokens_per_s=8_000 + 4_000 * self.rng.random(),
             step_time_ms=20.0,
-            ticket_updates=tuple(TicketUpdate(ticket, TicketPhase.ACCEPTED, 6_400) for ticket in tickets),
+            ticket_updates=(
+                *(TicketUpdate(ticket, TicketPhase.ACCEPTED, 6_400) for ticket in tickets),
+                *(TicketUpdate(ticket, TicketPhase.FINISHED, 6_400, 5_000, 250, 300.0, 5000.0) for ticket in ended),
+            ),
         )
         self.pool.handle(Reported(worker_id, Epoch(1), report), now)
 

@@ -28,12 +28,12 @@ So a prefix hit is worth more where queues are long, and a prefix that everybody
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
 from lbcore.adapters import Loading
-from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Snapshot
+from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Snapshot, Terms
 
 DEFAULT_PREFILL_MS_PER_TOKEN = 0.1
 """Assumed while nobody has measured: 10,000 tokens/s, an 8B model on one current data-centre GPU."""
@@ -170,7 +170,9 @@ def delays_ms(request: PickRequest, candidates: Sequence[Endpoint], snapshot: Sn
     behind = QUEUE_WEIGHT * min(waiting, QUEUE_LIMIT)
     # Who holds nothing has an expression of its own: it is the longer half of a great fleet, and the shorter one.
     get = request.hit_tokens.get
-    terms = map(_TERMS, candidates)
+    terms: Iterable[Terms] | None = snapshot.terms if candidates is snapshot.endpoints else None
+    if terms is None:
+        terms = map(_TERMS, candidates)
     costs = [
         fixed_ms
         + (own := (uncached := tokens - cached) * (token_ms + half_pair_ms * (tokens + cached)))

@@ -25,7 +25,7 @@ R = TypeVar("R")
 WHOLE_EVERY = 1000
 """Lines for one model after which all workers are described again: a log cut in pieces loses fewer than so many."""
 
-_LEFT_OUT = frozenset({"spec", "endpoints", "ticket_updates", "address", "epoch", "models", "version"})
+_LEFT_OUT = frozenset({"terms", "spec", "endpoints", "ticket_updates", "address", "epoch", "models", "version"})
 """Fields that are told elsewhere in a line, or that no policy reads."""
 
 _OUTCOME = ("picked", "fallbacks", "costs", "predicted_ttft_ms", "refused")

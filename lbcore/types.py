@@ -193,6 +193,10 @@ class PrefixReport:
     removed: tuple[int, ...] = ()
 
 
+Terms = tuple[WorkerId, float, float, float, float, float, float, float, float]
+"""See `Endpoint.terms`."""
+
+
 @dataclass(slots=True)
 class Endpoint:
     """A worker as a policy sees it: what it is, what it last reported, and the credit given since.
@@ -237,7 +241,7 @@ class Endpoint:
 
     Stored rather than computed when asked, because a pick may read it of every endpoint; so are `terms`.
     """
-    terms: tuple[WorkerId, float, float, float, float, float, float, float, float] = field(init=False)
+    terms: Terms = field(init=False)
     """What the default cost reads of an endpoint, in one piece: id, `token_ms`, the half of `token_ms` ·
     `attention_ratio`, `free_at` in milliseconds, `interference`, `pause_per_ms`,
     `fixed_ms`, `kv_room_tokens`, `kv_ms_per_token`."""
@@ -296,6 +300,8 @@ class Snapshot(NamedTuple):
     agreement: Agreement = Agreement()
     waiting_requests: int = 0
     """Requests that wait for their prefill, in the scheduler and at those endpoints that take what is asked for."""
+    terms: tuple[Terms, ...] | None = None
+    """Those of the endpoints, for who reads them of all; None where nobody has collected them."""
 
 
 class RouteFacts(NamedTuple):

@@ -35,10 +35,10 @@ FEW_UPDATES = 32
 """A report with more of them is acknowledged at once, or a busy worker would repeat hundreds."""
 
 MIN_PAUSE_MS = 10.0
-PAUSE_MS_PER_WORKER = 0.5
+PAUSE_MS_PER_WORKER = 1.0
 MAX_PAUSE_MS = 200.0
-"""Between two reports of one worker. Credit keeps load exact between reports, so that they need not be many: with half
-a millisecond for each worker four hundred of them send two thousand in a second, and a thousand at most five."""
+"""Between two reports of one worker. Credit keeps load exact between reports, so that they need not be many: with a
+millisecond for each worker two hundred of them send a thousand in a second, and a thousand workers five thousand."""
 
 _RESEND_PREFIXES = registry_pb2.ConnectResponse(
     command=registry_pb2.Command(resend_prefixes=registry_pb2.ResendPrefixesCommand())
