@@ -30,7 +30,7 @@ def terms_ms(request: PickRequest, candidates: Sequence[Endpoint], snapshot: Sna
     wait          until the prefill in front of the request is done
     own           the prefill of its own
     loading       of its adapter, where it is not loaded
-    behind        these two once more for those that wait: q · min(Q, 1)
+    behind        these two again for those that wait: q · min(Q, 1)
     interference  and for those that decode meanwhile: θ · min(d, 64) · f
     step          the decoding step that its first token comes from, and half of one that is under way
     decoding      γ · L · t
