@@ -42,9 +42,9 @@ DEFAULT_ATTENTION_RATIO = 2e-5
 """α while unmeasured: attention takes 4 · hidden size · layers operations for each pair of tokens, all else 2 ·
 parameters for each token; 1.9e-5 for Llama 70B, 3.3e-5 for 8B."""
 
-QUEUE_WEIGHT = 2.0
-"""q: how many requests are delayed by one that comes before them, for each of those that wait for each worker: as many
-come meanwhile. In simulation 1 instead costs agents' conversations 5 % of their mean time to first token."""
+QUEUE_WEIGHT = 1.0
+"""q: how many requests of those that wait for each worker are delayed by one that comes before them. In simulation 2
+costs 3 % of mean time to first token where system prompts are many, and gains nothing that shows elsewhere."""
 
 QUEUE_LIMIT = 1.0
 """Waiting requests per worker beyond which a hit is worth no more. With 4, a crowd whose prompts all begin alike waits
