@@ -22,7 +22,8 @@ MAX_CHOICES = 1024
 
 _output_tokens = integer(1, 2**31 - 1)
 _penalty = number(-2, 2)
-_name = short_string(512)
+MAX_NAME_CHARS = 512
+_name = short_string(MAX_NAME_CHARS)
 
 
 def _no_stream(param: str, value: object) -> None:
@@ -201,7 +202,7 @@ def parse(dialect: Dialect, body: bytes) -> OpenAIRequest:
         include_usage=type(options) is dict and options.get("include_usage") is True,
         choice_count=choice_count,
         max_output_tokens=_integer(get("max_completion_tokens")) or _integer(get("max_tokens")),
-        session_id=_text(get("session_id")) or _text(get("prompt_cache_key")) or user,
+        session_id=_session(get("session_id")) or _text(get("prompt_cache_key")) or user,
         user=user,
         prompt=prompt,
         body=body,
@@ -210,6 +211,12 @@ def parse(dialect: Dialect, body: bytes) -> OpenAIRequest:
         is_guided=_is_guided(fields),
         is_base64=get("encoding_format") == "base64",
     )
+
+
+def _session(value: object) -> str:
+    """A name of ours that others may use for theirs: what cannot be one is none."""
+    name = _text(value)
+    return name if len(name) <= MAX_NAME_CHARS else ""
 
 
 def _load(body: bytes) -> dict[str, object]:

@@ -44,7 +44,7 @@ class LoadedAdapters:
         """What a request for this adapter costs beside its prompt; None when it is loaded."""
         if not self._slots or name in self._names:
             return None
-        load_ms = self._load_ms.read(now)
+        load_ms = max(0.0, self._load_ms.read(now))
         return Loading(load_ms, load_ms if len(self._names) >= self._slots else 0.0)
 
     def use(self, name: str) -> None:
@@ -58,4 +58,5 @@ class LoadedAdapters:
 
     def took(self, load_ms: float, now: float) -> None:
         """A first token for which an adapter had to be loaded came so much later than its prompt alone explains."""
-        self._load_ms.observe(min(MOST_LOAD_MS, max(0.0, load_ms)), now)
+        # Earlier counts too, or the errors of the prediction would add up to a loading.
+        self._load_ms.observe(min(MOST_LOAD_MS, max(-MOST_LOAD_MS, load_ms)), now)

@@ -33,7 +33,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from lbcore.adapters import Loading
-from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Snapshot, Terms
+from lbcore.types import NO_HITS, Capacity, Endpoint, LoadReport, PickRequest, Role, Snapshot, Terms
 
 DEFAULT_PREFILL_MS_PER_TOKEN = 0.1
 """Assumed while nobody has measured: 10,000 tokens/s, an 8B model on one current data-centre GPU."""
@@ -143,8 +143,11 @@ def burden(load: LoadReport, credit_requests: int, credit_tokens: int, capacity:
 
 
 def own_ms(request: PickRequest, endpoint: Endpoint) -> float:
-    """The prefill of `request` alone at `endpoint`, and loading its adapter where it is not."""
+    """The prefill of `request` alone at `endpoint`, and loading its adapter where it is not; of one that is to be
+    decoded, whose prompt is computed elsewhere, loading alone."""
     worker_id = endpoint.spec.worker_id
+    if request.phase is Role.DECODE:
+        return request.loading[worker_id].own_ms if worker_id in request.loading else 0.0
     cached_tokens = request.hit_tokens.get(worker_id, 0.0)
     work_ms = prefill_ms(endpoint.token_ms, endpoint.attention_ratio, request.prompt_tokens, cached_tokens)
     loading = request.loading.get(worker_id)
@@ -166,11 +169,11 @@ def step_ms(endpoint: Endpoint) -> float:
 def delays_ms(request: PickRequest, candidates: Sequence[Endpoint], snapshot: Snapshot) -> list[float]:
     """What `request` costs at each candidate, in milliseconds."""
     now_ms = snapshot.taken_at * 1000
-    tokens = float(request.prompt_tokens)
+    tokens = 0.0 if request.phase is Role.DECODE else float(request.prompt_tokens)
     waiting = snapshot.waiting_requests / max(1, len(candidates))
     behind = QUEUE_WEIGHT * min(waiting, QUEUE_LIMIT)
     # Who holds nothing has an expression of its own: it is the longer half of a great fleet, and the shorter one.
-    get = request.hit_tokens.get
+    get = request.hit_tokens.get if tokens else NO_HITS.get
     terms: Iterable[Terms] | None = snapshot.terms if candidates is snapshot.endpoints else None
     if terms is None:
         terms = map(_TERMS, candidates)

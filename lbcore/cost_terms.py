@@ -19,7 +19,7 @@ from lbcore.cost import (
     decoding_step_ms,
     own_ms,
 )
-from lbcore.types import Endpoint, PickRequest, Snapshot
+from lbcore.types import Endpoint, PickRequest, Role, Snapshot
 
 _LOADED = Loading(0.0, 0.0)
 
@@ -55,7 +55,8 @@ def _terms(request: PickRequest, endpoint: Endpoint, now: float, behind: float) 
     sequences = max(1, capacity.max_sequences)
     # What was given lately is not told of an endpoint but in the sum.
     rested = burden(load, endpoint.credit_requests, endpoint.credit_tokens, capacity, 0.0)
-    missing = request.prompt_tokens - request.hit_tokens.get(worker_id, 0.0) - endpoint.kv_room_tokens
+    to_compute = request.prompt_tokens - request.hit_tokens.get(worker_id, 0.0)
+    missing = (0.0 if request.phase is Role.DECODE else to_compute) - endpoint.kv_room_tokens
     return {
         "wait": endpoint.wait_ms(now),
         "own": work - loading.own_ms,

@@ -103,8 +103,9 @@ class Ledger:
         return self.release([ticket for ticket, _ in due])
 
     def close(self, account: Account) -> None:
-        """Take back all credit of an account."""
+        """Take back all credit of an account; nothing more is learned of it."""
         self.release(list(account.open))
+        account.lessons.clear()
 
     def next_expiry(self) -> float | None:
         """When the first open booking expires."""

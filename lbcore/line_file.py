@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from pathlib import Path
 from stat import S_ISREG
 
@@ -41,6 +42,8 @@ class LineFile:
         """Whether lines are still taken."""
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if stat.S_ISREG(os.fstat(self._file).st_mode):
+                os.fchmod(self._file, 0o600)
             if _is_cut(path):
                 # A process that died in the middle of a line would spoil the next one, too.
                 self.put(b"\n")

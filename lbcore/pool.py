@@ -144,8 +144,9 @@ class WorkerPool:
         if worker is None or worker.account is not turn.account:
             return hit_tokens
         held = hit_tokens.get(worker_id, 0.0)
-        trust = self._trust_ratios[worker_id]
-        by_hash = held if worker.spec.reports_prefixes else held / max(trust, 1e-6)
+        # What an engine tells is not weighed, and nothing is learned of it: neither is its session.
+        trust = 1.0 if worker.spec.reports_prefixes else self._trust_ratios[worker_id]
+        by_hash = held / max(trust, 1e-6)
         if not goes_on(turn, prompt_tokens, by_hash if facts.prefix_hashes else None):
             return hit_tokens
         tokens = min(prompt_tokens, turn.tokens) * trust
@@ -268,11 +269,14 @@ class WorkerPool:
                 if held and facts.prompt_bytes:
                     held_ratio = min(1.0, bytes_of(held, block_bytes) / facts.prompt_bytes)
         hit_tokens = request.hit_tokens.get(worker_id, 0.0)
-        if facts.session_id and hit_tokens:
+        if facts.session_id and hit_tokens and not worker.spec.reports_prefixes:
             believed = hit_tokens / max(self._trust_ratios[worker_id], 1e-6)
             held_ratio = min(1.0, max(held_ratio, believed / max(1, request.prompt_tokens)))
         uncached_tokens = max(0, round(request.prompt_tokens - hit_tokens))
         work_ms = prefill_ms(worker.token_ms, worker.attention_ratio, request.prompt_tokens, hit_tokens)
+        if facts.phase is Role.DECODE:
+            # Its prompt is computed elsewhere.
+            uncached_tokens, work_ms = 0, 0.0
         loaded_ttft_ms = -1.0
         loading = request.loading.get(worker_id)
         if loading is not None:
@@ -334,6 +338,7 @@ class WorkerPool:
             served.leave(worker)
             if not served.workers:
                 del self._models[name]
+                self._speeds.forget_model(name)
 
     def _renew(self, worker: WorkerRecord, now: float) -> None:
         worker.lease_until = now + self._lease_ttl_s
@@ -390,7 +395,9 @@ class WorkerPool:
         speeds, worker_id = self._speeds, worker.spec.worker_id
         speeds.measured(worker_id, report.prefill_tokens_per_s)
         own = speeds.of(worker_id)
-        idle_s = self._now - worker.given_at
+        if report.queued_requests or report.running_requests or worker.account.open:
+            worker.busy_at = self._now
+        idle_s = self._now - worker.busy_at
         if own is None:
             names = [name for name in worker.model_names if name in self._models]
             worker.token_ms = speeds.middle(peer for name in names for peer in self._models[name].worker_ids)

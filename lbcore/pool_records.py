@@ -113,8 +113,8 @@ class WorkerRecord:
     """When the prefill that is here and on the way will be done."""
     ages: deque[float] = field(default_factory=lambda: deque(maxlen=AGE_SAMPLES))
     """Seconds from some of the last dispatches to their acknowledgements."""
-    given_at: float = field(init=False)
-    """When anything was last given to it, or else it joined."""
+    busy_at: float = field(init=False)
+    """When it last had anything to do, or else joined."""
     recent_ms: float = 0.0
     """Prefill given to it lately, as of `recent_at`."""
     recent_at: float = 0.0
@@ -151,7 +151,7 @@ class WorkerRecord:
         self.adapters = LoadedAdapters(self.spec.capacity.adapter_slots)
         self.account = Account(self.spec.worker_id)
         self.speed = _declared_speed(self.spec)
-        self.given_at = self.reported_at
+        self.busy_at = self.reported_at
         self.describe(self.reported_at)
 
     def reported(self, load: LoadReport, now: float) -> None:
@@ -172,7 +172,7 @@ class WorkerRecord:
 
     def given(self, prefill_ms: float, now: float) -> None:
         """So much prefill is on its way here."""
-        self.given_at = now
+        self.busy_at = now
         self.free_at = max(self.free_at, now) + prefill_ms / 1000
         self.recent_ms = self._recent(now) + prefill_ms
         self.recent_at = now
@@ -205,7 +205,7 @@ class WorkerRecord:
         self.prefix_sequence = report.sequence
         if not complete:
             self.told_models.clear()
-        if report.whole:
+        if report.whole and report.model in self.model_names:
             self.told_models.add(report.model)
             self.told_anew = False
         return complete

@@ -154,7 +154,7 @@ class Router(Generic[W]):
         if isinstance(decision, Routed) and self._binds_late(policy):
             work_ms = own_ms(request, decision.endpoint)
             fits = has_room(decision.endpoint, work_ms, now)
-            waits = not (fits and self._goes_first(room, facts, work_ms, now))
+            waits = not (fits and not patience_s(work_ms) and self._goes_first(room, facts, work_ms, now))
         return decision, explain(request, snapshot, policy, decision, 0.0, waits), waits
 
     def withdraw(self, waiting: Waiting[W]) -> None:

@@ -42,6 +42,10 @@ class Speeds:
         """The worker is gone."""
         self._measured.pop(worker_id, None)
 
+    def forget_model(self, model: str) -> None:
+        """Nobody serves it any more."""
+        self._typical.pop(model, None)
+
     def of(self, worker_id: WorkerId) -> float | None:
         """What it measured; None when it has not."""
         return self._measured.get(worker_id)

@@ -83,6 +83,7 @@ class ToldPrefixes:
         told = shelf.told
         # What it told already stays until it tells otherwise: of a prompt much of which is there little is to be kept.
         awaited = [block for block in dict.fromkeys(hashes) if block not in told]
+        del awaited[max(0, MAX_CAPACITY_UNITS - len(told) - len(shelf.expected)) :]
         if not awaited or ticket in shelf.tickets:
             return
         masks, bit, expected = self._masks, shelf.bit, shelf.expected

@@ -44,7 +44,7 @@ def test_the_time_is_learned() -> None:
     assert 800 < loading.own_ms < 900
 
 
-@pytest.mark.parametrize(("seen", "counted"), [(-50.0, 0.0), (1e9, MOST_LOAD_MS)])
+@pytest.mark.parametrize(("seen", "counted"), [(-50.0, -50.0), (1e9, MOST_LOAD_MS)])
 def test_what_cannot_be_the_loading_counts_within_bounds(seen: float, counted: float) -> None:
     adapters = LoadedAdapters(1)
     adapters.took(seen, 0.0)

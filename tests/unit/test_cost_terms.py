@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lbcore.adapters import Loading
 from lbcore.cost import BALANCE_WEIGHT, QUEUE_WEIGHT, delays_ms
 from lbcore.cost_terms import terms_ms
-from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Snapshot, WorkerId
+from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Role, Snapshot, WorkerId
 from tests.fleet import MODEL, ROOMY, counts, endpoint
 
 KV = Capacity(max_sequences=4, max_queued_requests=100, kv_blocks=100, kv_block_size=16)
@@ -51,6 +51,7 @@ def scenes(draw: st.DrawFn) -> tuple[PickRequest, Snapshot]:
         tokens,
         draw(st.dictionaries(names, st.floats(0, tokens))),
         held_ms=draw(st.dictionaries(names, st.floats(0, 1e6))),
+        phase=draw(st.sampled_from(Role)),
         loading=draw(st.dictionaries(names, st.builds(Loading, st.floats(0, 1e6), st.floats(0, 1e6)))),
     )
     now, waiting = draw(st.floats(0, 1e6)), draw(st.integers(0, 10_000))

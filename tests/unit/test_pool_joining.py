@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from lbcore.cost import BALANCE_WEIGHT
+from lbcore.cost import BALANCE_WEIGHT, first_token_ms
 from lbcore.pool import WorkerPool
 from lbcore.pool_events import Dispatched, Registered, Reported
 from lbcore.speeds import IDLE_S
-from lbcore.types import Endpoint, Epoch, LoadReport, RouteFacts, Ticket, WorkerId
+from lbcore.types import (
+    Endpoint,
+    Epoch,
+    LoadReport,
+    Role,
+    RouteFacts,
+    Ticket,
+    TicketPhase,
+    TicketUpdate,
+    WorkerId,
+)
 from tests.fleet import MODEL, spec
 
+IDLE = LoadReport()
 W0, W1, W2 = WorkerId("w0"), WorkerId("w1"), WorkerId("w2")
 
 
@@ -46,11 +59,28 @@ def test_a_worker_believed_slow_is_tried_again_when_it_got_nothing_for_long() ->
         pool.handle(Reported(name, Epoch(1), LoadReport(1, prefill_tokens_per_s=speed)), 0.0)
     give(pool, 1, W0, 10.0)
 
-    def believed(sequence: int, now: float) -> float:
-        pool.handle(Reported(W0, Epoch(1), LoadReport(sequence, prefill_tokens_per_s=100.0)), now)
+    def believed(sequence: int, now: float, load: LoadReport = IDLE) -> float:
+        report = replace(load, sequence=sequence, prefill_tokens_per_s=100.0)
+        pool.handle(Reported(W0, Epoch(1), report), now)
         return endpoint(pool, W0).token_ms
 
-    assert believed(2, 10.0 + IDLE_S) == pytest.approx(10.0)
-    assert believed(3, 10.0 + 20 * IDLE_S) == pytest.approx(0.1)
-    give(pool, 2, W0, 1000.0)
-    assert believed(4, 1000.0) == pytest.approx(10.0)
+    at_work = LoadReport(running_requests=1)
+    gone = LoadReport(ticket_updates=(TicketUpdate(Ticket(1), TicketPhase.FINISHED),))
+    # While it works it is what it was, however long that takes.
+    assert believed(2, 10.0 + 10 * IDLE_S, at_work) == pytest.approx(10.0)
+    begin = 10.0 + 20 * IDLE_S
+    assert believed(3, begin, at_work) == pytest.approx(10.0)
+    assert believed(4, begin + IDLE_S, gone) == pytest.approx(10.0)
+    assert believed(5, begin + 20 * IDLE_S) == pytest.approx(0.1)
+    give(pool, 2, W0, 2000.0)
+    assert believed(6, 2000.0) == pytest.approx(10.0)
+
+
+def test_what_is_only_to_be_decoded_is_no_prefill() -> None:
+    pool = fleet("w0")
+    facts = RouteFacts("r", MODEL, 400_000, phase=Role.DECODE)
+    request = pool.pick_request(facts)
+    assert first_token_ms(request, endpoint(pool, W0), 0.0) == 0.0
+    pool.handle(Dispatched(Ticket(1), W0, request, facts), 0.0)
+    assert endpoint(pool, W0).wait_ms(0.0) == 0.0
+    assert endpoint(pool, W0).credit_requests == 1

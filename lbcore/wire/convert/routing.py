@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xxhash import xxh3_128_hexdigest
+
 from lbcore.api.v1 import routing_pb2
 from lbcore.errors import InvalidRequest
 from lbcore.types import (
@@ -19,6 +21,9 @@ from lbcore.wire.convert.workers import phase_from_proto, phase_to_proto
 
 _NOBODY: frozenset[WorkerId] = frozenset()
 _WHOLE = Role.MIXED
+
+MAX_NAME_CHARS = 256
+"""Longest session or tenant that is kept as it came."""
 
 
 def write_facts(
@@ -53,6 +58,11 @@ def write_facts(
         message.explain = True
 
 
+def _short(name: str) -> str:
+    """A name that is kept as long as its request, or longer: one without end by its hash."""
+    return name if len(name) <= MAX_NAME_CHARS else xxh3_128_hexdigest(name.encode())
+
+
 def facts_from_proto(message: routing_pb2.RouteRequest) -> RouteFacts:
     """A question as a value.
 
@@ -70,9 +80,9 @@ def facts_from_proto(message: routing_pb2.RouteRequest) -> RouteFacts:
         message.prefix_block_byte_count,
         message.max_output_token_count,
         message.priority,
-        message.session_id,
+        _short(message.session_id),
         frozenset(map(WorkerId, tried)) if tried else _NOBODY,
-        message.tenant,
+        _short(message.tenant),
         message.ttft_slo_ms,
         message.tpot_slo_ms,
         phase_from_proto(message.phase),
