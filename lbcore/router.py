@@ -139,6 +139,7 @@ class Router(Generic[W]):
         """How a request with these facts would be decided `now`, and whether it would wait for room first.
 
         Nothing is booked, no pick is counted, no chance is used up: the next decision is the one it would have been.
+        Letting shorter ones come first for a moment is not waiting for room.
         """
         key = (facts.model, facts.phase)
         policy = self._assignments[key]
@@ -154,7 +155,7 @@ class Router(Generic[W]):
         if isinstance(decision, Routed) and self._binds_late(policy):
             work_ms = own_ms(request, decision.endpoint)
             fits = has_room(decision.endpoint, work_ms, now)
-            waits = not (fits and not patience_s(work_ms) and self._goes_first(room, facts, work_ms, now))
+            waits = not (fits and self._goes_first(room, facts, work_ms, now))
         return decision, explain(request, snapshot, policy, decision, 0.0, waits), waits
 
     def withdraw(self, waiting: Waiting[W]) -> None:
