@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._exchange: Exchange | None = None
         self._head: Head | None = None
-        self._body: list[bytes] = []
+        self._body: list[bytes | memoryview] = []
         self._missing = 0
         self._waiting = b""
         self._is_reading = True
@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
             return
         if len(data) - head.size < head.length:
             self._head = head
-            self._body = [data[head.size :]]
+            self._body = [memoryview(data)[head.size :]]
             self._missing = head.length - (len(data) - head.size)
             self.quiet_since = self._server.loop.time()
             return

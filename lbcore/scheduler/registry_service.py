@@ -34,7 +34,7 @@ ACK_EVERY = 16
 FEW_UPDATES = 32
 """A report with more of them is acknowledged at once, or a busy worker would repeat hundreds."""
 
-MIN_PAUSE_MS = 10.0
+MIN_PAUSE_MS = 20.0
 PAUSE_MS_PER_WORKER = 1.0
 MAX_PAUSE_MS = 200.0
 """Between two reports of one worker. Credit keeps load exact between reports, so that they need not be many: with a

@@ -12,6 +12,14 @@ UNREAD_BYTES = 16 * 1024
 waits, and what comes meanwhile goes into one message: a reader that falls behind gets fewer and larger ones, and
 catches up. A larger message has all the room it needs as soon as its reader has seen its length."""
 
+UNTAKEN_BYTES = 4 * 1024 * 1024
+"""The same towards a server: twenty prompts of 200 KB go out whole, where gRPC's own 64 KB would have each of them wait
+for the server's word three times."""
+
+FRAME_BYTES = 1024 * 1024
+"""What a server takes in one frame of HTTP/2. A prompt is one or a few, and others need not come between: a stream has
+its connection to itself."""
+
 KEEPALIVE_S = 10.0
 """A peer that says nothing for so long is asked for a sign of life."""
 
@@ -52,6 +60,8 @@ _CLIENT = (
 
 _SERVER = (
     *_BOTH,
+    ("grpc.http2.lookahead_bytes", UNTAKEN_BYTES),
+    ("grpc.http2.max_frame_size", FRAME_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
     # Without this two processes could share a port, and each would get half of the calls.

@@ -16,7 +16,7 @@ from lbcore.flow import ROOM, Take
 from lbcore.generation import Event, Failed, Finished, GenerationRequest
 from lbcore.types import Epoch, Target
 from lbcore.wire.channel import MAX_MESSAGE_BYTES, open_channel
-from lbcore.wire.convert import event_from_proto, generation_to_proto, write_generation
+from lbcore.wire.convert import call_in_parts, event_from_proto, generation_to_proto, write_generation
 from lbcore.wire.mux import MuxClient
 from lbcore.wire.status import error_from_rpc
 
@@ -24,6 +24,9 @@ log = structlog.get_logger()
 
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES - 1024 * 1024
 """The largest body that a message has room for, beside a request's other fields."""
+
+LONG_BODY_BYTES = 16 * 1024
+"""A body from which on to spare its copies is worth its own way."""
 
 GRACE_S = 5.0
 """A worker ends a request itself when its time is over; one that has not done so this much later hangs."""
@@ -206,29 +209,37 @@ class GenerationClient:
                 call.flush()
 
 
-def _generate_batch(items: list[Call | _Cancelled | _Room]) -> generation_pb2.GenerateStreamRequest:
+def _generate_batch(items: list[Call | _Cancelled | _Room]) -> tuple[bytes, ...]:
     batch = generation_pb2.GenerateStreamRequest()
+    # Parts of one message: to put the bytes of messages behind one another is to merge them.
+    parts: list[bytes] = []
     add = batch.calls.add
     for item in items:
         if isinstance(item, Call):
+            request = item.request
+            is_long = len(request.body) >= LONG_BODY_BYTES
             # Filled in where it stands: a message that is made elsewhere is copied into the one that holds it.
-            call = add()
+            call = generation_pb2.GenerateCall() if is_long else add()
             call.call_id = item.call_id
             call.room = ROOM
-            if not item.request.wants_token_ids:
+            if not request.wants_token_ids:
                 call.without_token_ids = True
-            if item.request.is_whole:
+            if request.is_whole:
                 call.whole = True
             try:
-                write_generation(item.request, call.request)
+                if is_long:
+                    parts += call_in_parts(request, call)
+                else:
+                    write_generation(request, call.request)
             except (TypeError, ValueError) as error:
-                del batch.calls[-1]
+                if not is_long:
+                    del batch.calls[-1]
                 item.refuse(error)
         elif isinstance(item, _Room):
             batch.rooms.add(call_id=item.call_id, event_count=item.events)
         else:
             batch.cancelled_call_ids.append(item.call_id)
-    return batch
+    return batch.SerializeToString(), *parts
 
 
 class GenerationClients:

@@ -85,7 +85,7 @@ class Call:
         self._connection_window_out = DEFAULT_WINDOW
         self._initial_window_out = DEFAULT_WINDOW
         self._frame_bytes_out = DEFAULT_FRAME_BYTES
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         self._rest = b""
         self._prefix = b""
         self._parts: list[bytes] = []
@@ -122,16 +122,17 @@ class Call:
         """Whether the peer has taken all that was sent, as far as it must before there is room for more."""
         return not self._unsent
 
-    def send(self, message: bytes) -> None:
-        """Sends a message, at once as far as the peer has room for it. Only while `may_send`."""
-        size = _PREFIX_BYTES + len(message)
+    def send(self, *message: bytes) -> None:
+        """Sends a message, in as many parts as one likes; at once, as far as the peer has room for it. Only while
+        `may_send`."""
+        size = _PREFIX_BYTES + sum(map(len, message))
+        prefix = _PREFIX.pack(0, size - _PREFIX_BYTES)
         if size <= self._window_out and size <= self._connection_window_out and size <= self._frame_bytes_out:
             self._window_out -= size
             self._connection_window_out -= size
-            head = _FRAME.pack(size >> 8, size & 255, DATA, 0, STREAM)
-            self._write(b"".join((head, _PREFIX.pack(0, size - _PREFIX_BYTES), message)))
+            self._write(b"".join((_FRAME.pack(size >> 8, size & 255, DATA, 0, STREAM), prefix, *message)))
         else:
-            self._unsent = _PREFIX.pack(0, size - _PREFIX_BYTES) + message
+            self._unsent = memoryview(b"".join((prefix, *message)))
             self._send_rest()
 
     def ping(self) -> None:
@@ -241,7 +242,7 @@ class Call:
         unsent = self._unsent
         if not unsent:
             return
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         at = 0
         while at < len(unsent):
             size = min(self._window_out, self._connection_window_out, self._frame_bytes_out, len(unsent) - at)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
@@ -23,22 +23,18 @@ Item = TypeVar("Item")
 Message = TypeVar("Message")
 
 
-class _Sendable(Protocol):
-    def SerializeToString(self) -> bytes: ...  # noqa: N802
-
-
 class MuxClient(Generic[Item, Message]):
     """The client's half. Opens the stream with the first item, and again with the first item after it broke.
 
-    `build` makes one message of many items, `parse` one of bytes, `deliver` takes each message that arrives, `lost` is
-    called once per broken stream; whoever waits for an answer on it will not get one.
+    `build` makes one message of many items, as bytes in any number of parts, `parse` one of bytes, `deliver` takes each
+    message that arrives, `lost` is called once per broken stream; whoever waits for an answer on it will not get one.
     """
 
     def __init__(
         self,
         address: str,
         path: str,
-        build: Callable[[list[Item]], _Sendable],
+        build: Callable[[list[Item]], tuple[bytes, ...]],
         parse: Callable[[bytes], Message],
         deliver: Callable[[Message], None],
         lost: Callable[[], None],
@@ -93,7 +89,7 @@ class _Stream(asyncio.Protocol, Generic[Item, Message]):
         self,
         path: str,
         address: str,
-        build: Callable[[list[Item]], _Sendable],
+        build: Callable[[list[Item]], tuple[bytes, ...]],
         deliver: Callable[[bytes], None],
         gone: Callable[[], None],
     ) -> None:
@@ -203,7 +199,7 @@ class _Stream(asyncio.Protocol, Generic[Item, Message]):
             return
         try:
             while self._batches and self._may_send():
-                self._call.send(self._build(self._batches.next()).SerializeToString())
+                self._call.send(*self._build(self._batches.next()))
         except Exception:
             log.exception("stream_write_failed", address=self._address)
             self.end()

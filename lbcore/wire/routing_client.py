@@ -226,7 +226,7 @@ class RoutingClient:
             log.exception("answer_not_taken", request_id=question.facts.request_id)
 
 
-def _route_batch(items: list[Question | Ticket | _Withdrawn]) -> routing_pb2.RouteStreamRequest:
+def _route_batch(items: list[Question | Ticket | _Withdrawn]) -> tuple[bytes]:
     batch = routing_pb2.RouteStreamRequest()
     add = batch.calls.add
     for item in items:
@@ -243,4 +243,4 @@ def _route_batch(items: list[Question | Ticket | _Withdrawn]) -> routing_pb2.Rou
             batch.withdrawn_call_ids.append(item.call_id)
         else:
             batch.abandoned_tickets.append(item)
-    return batch
+    return (batch.SerializeToString(),)

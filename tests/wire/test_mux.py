@@ -335,8 +335,12 @@ async def test_a_body_that_no_message_can_carry_fails_alone(
 
 @pytest.mark.parametrize(
     "bad",
-    [ask("half a pair: \ud83d"), ask("bad")._replace(priority=2**40)],
-    ids=["no text", "no number"],
+    [
+        ask("half a pair: \ud83d"),
+        ask("bad")._replace(priority=2**40),
+        ask("half a pair: \ud83d", body=b"x" * clients.LONG_BODY_BYTES),
+    ],
+    ids=["no text", "no number", "no text, and long"],
 )
 async def test_a_call_that_no_message_can_carry_is_refused_alone(
     wire: Wire, worker: WorkerHost, bad: GenerationRequest
@@ -383,13 +387,12 @@ class Lossy:
             self._lose,
         )
 
-    def _build(self, call_ids: list[int]) -> generation_pb2.GenerateStreamRequest:
+    def _build(self, call_ids: list[int]) -> tuple[bytes]:
         if self.build_error is not None:
             raise self.build_error
         # Without input, so that each is answered at once.
-        return generation_pb2.GenerateStreamRequest(
-            calls=[generation_pb2.GenerateCall(call_id=call_id) for call_id in call_ids]
-        )
+        calls = [generation_pb2.GenerateCall(call_id=call_id) for call_id in call_ids]
+        return (generation_pb2.GenerateStreamRequest(calls=calls).SerializeToString(),)
 
     def _deliver(self, message: object) -> None:
         if self.deliver_error is not None:

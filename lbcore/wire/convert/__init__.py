@@ -3,6 +3,7 @@
 from lbcore.wire.convert.explanations import explanation_from_proto, explanation_to_proto
 from lbcore.wire.convert.generation import (
     call_events,
+    call_in_parts,
     event_from_proto,
     generation_from_proto,
     generation_to_proto,
@@ -31,6 +32,7 @@ from lbcore.wire.convert.workers import (
 
 __all__ = [
     "call_events",
+    "call_in_parts",
     "event_from_proto",
     "explanation_from_proto",
     "explanation_to_proto",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from math import isfinite
 
 import orjson
+from google.protobuf.message import Message
 
 from lbcore.api.v1 import generation_pb2
 from lbcore.errors import EngineFailed, InvalidRequest
@@ -38,13 +39,33 @@ _new = tuple.__new__
 _FINISH_BACK = {number: reason for reason, number in _FINISH.items()}
 
 
+def _key(message: type[Message], field: str) -> bytes:
+    """How protobuf begins a field of bytes or of a message; its length and itself follow."""
+    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | 2)
+
+
+def _varint(value: int) -> bytes:
+    """A number as protobuf has it: seven bits in a byte, the last ones first."""
+    data = bytearray()
+    while value > 127:
+        data.append(value & 127 | 128)
+        value >>= 7
+    data.append(value)
+    return bytes(data)
+
+
+_CALLS_KEY = _key(generation_pb2.GenerateStreamRequest, "calls")
+_REQUEST_KEY = _key(generation_pb2.GenerateCall, "request")
+_BODY_KEYS = {
+    Dialect.CHAT: _key(generation_pb2.GenerateRequest, "chat_completion_json"),
+    Dialect.COMPLETION: _key(generation_pb2.GenerateRequest, "completion_json"),
+    Dialect.EMBEDDING: _key(generation_pb2.GenerateRequest, "embedding_json"),
+}
+
+
 def write_generation(request: GenerationRequest, message: generation_pb2.GenerateRequest) -> None:
     """Fills in a request."""
-    message.request_id = request.request_id
-    message.ticket = request.ticket
-    message.timeout_ms = milliseconds(request.timeout_s)
-    if request.priority:
-        message.priority = request.priority
+    _write_all_but_body(request, message)
     match request.dialect:
         case Dialect.CHAT:
             message.chat_completion_json = request.body
@@ -52,6 +73,31 @@ def write_generation(request: GenerationRequest, message: generation_pb2.Generat
             message.completion_json = request.body
         case Dialect.EMBEDDING:
             message.embedding_json = request.body
+
+
+def call_in_parts(request: GenerationRequest, call: generation_pb2.GenerateCall) -> tuple[bytes, bytes]:
+    """The bytes of a GenerateStreamRequest with this one call of this request: all but the body, and then the body.
+
+    For long bodies, of which protobuf would make three copies on their way. `call` is filled in but for `request`, and
+    is used up.
+    """
+    _write_all_but_body(request, call.request)
+    fields = call.request.SerializeToString()
+    call.ClearField("request")
+    around = call.SerializeToString()
+    body = bytes(request.body)
+    body_head = _BODY_KEYS[request.dialect] + _varint(len(body))
+    request_head = _REQUEST_KEY + _varint(len(fields) + len(body_head) + len(body))
+    inside = around + request_head + fields + body_head
+    return _CALLS_KEY + _varint(len(inside) + len(body)) + inside, body
+
+
+def _write_all_but_body(request: GenerationRequest, message: generation_pb2.GenerateRequest) -> None:
+    message.request_id = request.request_id
+    message.ticket = request.ticket
+    message.timeout_ms = milliseconds(request.timeout_s)
+    if request.priority:
+        message.priority = request.priority
     if request.prefix_hashes:
         message.prefix_hashes.extend(request.prefix_hashes)
         message.prefix_block_byte_count = request.prefix_block_bytes

@@ -201,6 +201,21 @@ def test_a_request_survives_and_its_body_byte_for_byte(request: GenerationReques
     assert convert.generation_from_proto(convert.generation_to_proto(request)) == request
 
 
+@given(generation_requests, U64, U32, st.booleans())
+def test_a_call_in_parts_is_the_same_message(
+    request: GenerationRequest, call_id: int, room: int, without_token_ids: bool
+) -> None:
+    usual = generation_pb2.GenerateCall(call_id=call_id, room=room, without_token_ids=without_token_ids)
+    filled = generation_pb2.GenerateCall(call_id=call_id, room=room, without_token_ids=without_token_ids)
+    convert.write_generation(request, filled.request)
+    parts = convert.call_in_parts(request, usual)
+    assert parts[-1] is request.body
+    before = generation_pb2.GenerateStreamRequest(cancelled_call_ids=[call_id]).SerializeToString()
+    assert generation_pb2.GenerateStreamRequest.FromString(b"".join((before, *parts, *parts))) == (
+        generation_pb2.GenerateStreamRequest(calls=[filled, filled], cancelled_call_ids=[call_id])
+    )
+
+
 def question_of(facts: RouteFacts) -> routing_pb2.RouteRequest:
     """A question as it travels."""
     message = routing_pb2.RouteRequest()
