@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
-from lbcore.cost import DEFAULT_ATTENTION_RATIO, prefill_ms
+from lbcore.cost import DEFAULT_ATTENTION_RATIO, DEFAULT_PREFILL_MS_PER_TOKEN, prefill_ms
 from lbcore.credit import Booking, Ledger
 from lbcore.pool_events import (
     CreditReleased,
@@ -400,8 +400,12 @@ class WorkerPool:
         idle_s = self._now - worker.busy_at
         if own is None:
             names = [name for name in worker.model_names if name in self._models]
-            worker.token_ms = speeds.middle(peer for name in names for peer in self._models[name].worker_ids)
-        elif idle_s > IDLE_S and worker.spec.models:
+            typical = speeds.middle(peer for name in names for peer in self._models[name].worker_ids)
+            worker.is_measured = typical is not None
+            worker.token_ms = typical or DEFAULT_PREFILL_MS_PER_TOKEN
+            return
+        worker.is_measured = True
+        if idle_s > IDLE_S and worker.spec.models:
             name = worker.spec.models[0].name
             worker.token_ms = speeds.rested(worker_id, idle_s, name, self._models[name].worker_ids, self._now)
         else:

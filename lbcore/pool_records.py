@@ -108,6 +108,8 @@ class WorkerRecord:
     load: LoadReport = _NO_REPORT
     token_ms: float = DEFAULT_PREFILL_MS_PER_TOKEN
     """Milliseconds per prompt token, measured by the worker, or assumed until it has; always positive."""
+    is_measured: bool = False
+    """Whether that was measured, here or at its peers."""
     attention_ratio: float = DEFAULT_ATTENTION_RATIO
     free_at: float = 0.0
     """When the prefill that is here and on the way will be done."""
@@ -255,6 +257,7 @@ class WorkerRecord:
             terms.kv_ms_per_token,
             self.speed,
             *self.latency,
+            self.is_measured,
         )
         for served, seat in self.seats:
             served.seat(seat, self.endpoint)

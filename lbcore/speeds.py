@@ -5,14 +5,13 @@ not lately.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import exp
+from math import exp, inf
 from statistics import median
 
-from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN
 from lbcore.types import WorkerId
 
 SLOWEST_TOKENS_PER_S, FASTEST_TOKENS_PER_S = 0.1, 1e9
-"""Prefill speeds outside of these are no measurements: they would make costs without bound, or none at all."""
+"""Slower is no measurement, and would make costs without bound; faster is as good as this, and would make none."""
 
 IDLE_S = 30.0
 """How long a worker to which nothing is given is taken by its own word."""
@@ -35,8 +34,8 @@ class Speeds:
 
     def measured(self, worker_id: WorkerId, tokens_per_s: float) -> None:
         """What a worker says of itself; what is no speed changes nothing."""
-        if SLOWEST_TOKENS_PER_S < tokens_per_s < FASTEST_TOKENS_PER_S:
-            self._measured[worker_id] = 1000.0 / tokens_per_s
+        if SLOWEST_TOKENS_PER_S < tokens_per_s < inf:
+            self._measured[worker_id] = 1000.0 / min(tokens_per_s, FASTEST_TOKENS_PER_S)
 
     def forget(self, worker_id: WorkerId) -> None:
         """The worker is gone."""
@@ -50,10 +49,10 @@ class Speeds:
         """What it measured; None when it has not."""
         return self._measured.get(worker_id)
 
-    def middle(self, peers: Iterable[WorkerId]) -> float:
-        """The median of what these have measured, or the default when none has."""
+    def middle(self, peers: Iterable[WorkerId]) -> float | None:
+        """The median of what these have measured; None when none has."""
         known = [speed for peer in set(peers) if (speed := self._measured.get(peer)) is not None]
-        return median(known) if known else DEFAULT_PREFILL_MS_PER_TOKEN
+        return median(known) if known else None
 
     def rested(self, worker_id: WorkerId, idle_s: float, model: str, peers: Sequence[WorkerId], now: float) -> float:
         """What is believed of a worker that has measured, and was given nothing for so long. Who is known to be fast
@@ -61,7 +60,7 @@ class Speeds:
         own = self._measured[worker_id]
         at, middle = self._typical.get(model, (-TYPICAL_S, 0.0))
         if now - at >= TYPICAL_S:
-            middle = self.middle(peers)
+            middle = self.middle(peers) or own
             self._typical[model] = now, middle
         if own <= middle:
             return own

@@ -236,6 +236,8 @@ class Endpoint:
     """Mean time that its last whole answers took; 0 while there are none."""
     latency_requests: float = 0.0
     """Mean of the requests in flight here when those answers ended, themselves among them."""
+    is_measured: bool = True
+    """Whether `token_ms` was measured, and not only assumed."""
     room: int = field(init=False)
     """How many more requests the worker would take now, to run or to wait; negative when it is over its capacity.
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from lbcore.adapters import Loading
-from lbcore.cost import DEFAULT_ATTENTION_RATIO, burden, queue_ms
+from lbcore.cost import DEFAULT_ATTENTION_RATIO, DEFAULT_PREFILL_MS_PER_TOKEN, burden, queue_ms
+from lbcore.pool_events import Reported
 from lbcore.types import (
     Capacity,
     Endpoint,
@@ -80,6 +81,12 @@ def endpoint(
         terms.kv_room_tokens,
         terms.kv_ms_per_token,
     )
+
+
+def measured(name: str, sequence: int = 1) -> Reported:
+    """The first report of a worker that has nothing to do and has measured the speed that others would assume."""
+    speed = 1000 / DEFAULT_PREFILL_MS_PER_TOKEN
+    return Reported(WorkerId(name), Epoch(1), LoadReport(sequence, prefill_tokens_per_s=speed))
 
 
 def snapshot(*endpoints: Endpoint, pick_count: int = 0) -> Snapshot:

@@ -8,6 +8,8 @@ that are computed in one step share its fixed cost.
 
 from __future__ import annotations
 
+from math import inf
+
 from lbcore.cost import decoding_step_ms
 from lbcore.types import Endpoint
 
@@ -39,6 +41,9 @@ def has_room(endpoint: Endpoint, own_ms: float, now: float, held_ms: float = 0.0
 
 
 def free_for(endpoint: Endpoint, own_ms: float) -> float:
-    """When the worker will have room for a request with so much prefill."""
+    """When the worker will have room for a request with so much prefill. Always, as long as nobody knows how fast it
+    is: held back on an assumption it would be given no more than that, and might never show that it can do more."""
+    if not endpoint.is_measured:
+        return -inf
     step_ms = decoding_step_ms(endpoint.load)
     return endpoint.free_at - max(HOLD_STEPS * step_ms, BATCH_STEPS * step_ms - own_ms) / 1000

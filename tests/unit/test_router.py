@@ -22,26 +22,34 @@ from lbcore.types import (
     TicketUpdate,
     WorkerId,
 )
-from tests.fleet import MODEL, ROOMY, spec
+from tests.fleet import MODEL, ROOMY, measured, spec
 
 TOKENS_PER_MS = 10
-"""Prefill of a worker that has measured nothing."""
+"""Prefill of its workers."""
 
 
 class Scene:
     """A router, its workers, and who has been served so far."""
 
     def __init__(
-        self, workers: int = 1, *, policy: str = "cost", limits: QueueLimits | None = None, capacity: Capacity = ROOMY
+        self,
+        workers: int = 1,
+        *,
+        policy: str = "cost",
+        limits: QueueLimits | None = None,
+        capacity: Capacity = ROOMY,
+        is_measured: bool = True,
     ) -> None:
         pool = WorkerPool(lease_ttl_s=1e9, ticket_ttl_s=1e9)
         for number in range(workers):
             pool.handle(Registered(spec(f"w{number}", capacity=capacity), number), 0.0)
+            if is_measured:
+                pool.handle(measured(f"w{number}"), 0.0)
         self.router: Router[str] = Router(
             pool, Assignments.of(build_policy(policy)), Random(1), limits or QueueLimits()
         )
         self.served: dict[str, Route | Refused] = {}
-        self.sequence = 0
+        self.sequence = 1
 
     def ask(
         self, name: str, now: float = 0.0, *, ms: int = 10, tenant: str = "", priority: int = 0, deadline: float = 1e9
@@ -68,6 +76,7 @@ class Scene:
         report = LoadReport(
             sequence=self.sequence,
             running_requests=load.running_requests,
+            prefill_tokens_per_s=load.prefill_tokens_per_s,
             queued_prompt_tokens=load.queued_prompt_tokens,
             ticket_updates=load.ticket_updates,
         )
@@ -76,6 +85,20 @@ class Scene:
 
 def test_a_request_goes_at_once_where_there_is_room() -> None:
     assert isinstance(Scene().ask("a"), Route)
+
+
+def test_nobody_is_kept_back_from_a_worker_whose_speed_nobody_knows() -> None:
+    scene = Scene(is_measured=False)
+    assert all(isinstance(scene.ask(str(number), ms=95), Route) for number in range(20))
+    scene.report(LoadReport(prefill_tokens_per_s=10_000, queued_prompt_tokens=20_000), 0.1)
+    assert isinstance(scene.ask("next", 0.1, ms=95), Waiting)
+
+
+def test_a_newcomer_is_believed_to_be_as_fast_as_those_who_are_there() -> None:
+    scene = Scene()
+    scene.router.handle(Registered(spec("w1"), 1), 0.0)
+    answers = [scene.ask(str(number), ms=95) for number in range(4)]
+    assert [type(answer) for answer in answers] == [Route, Route, Waiting, Waiting]
 
 
 def test_one_whose_best_worker_is_busy_waits_until_it_is_nearly_free() -> None:

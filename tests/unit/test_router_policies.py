@@ -28,10 +28,10 @@ from lbcore.types import (
     Ticket,
     WorkerId,
 )
-from tests.fleet import MODEL, ROOMY, spec
+from tests.fleet import MODEL, ROOMY, measured, spec
 
 TOKENS_PER_MS = 10
-"""Prefill of a worker that has measured nothing."""
+"""Prefill of its workers."""
 OTHER = "other"
 EPOCH = Epoch(1)
 
@@ -52,6 +52,7 @@ class Scene:
         for number, role in enumerate(roles):
             joined = spec(f"w{number}", role=role, capacity=capacity, models=(MODEL, OTHER))
             self.router.handle(Registered(joined, number), 0.0)
+            self.router.handle(measured(f"w{number}"), 0.0)
 
     def ask(
         self, name: str, phase: Role = Role.MIXED, now: float = 0.0, *, ms: int = 10, model: str = MODEL
@@ -80,14 +81,14 @@ class Scene:
 def test_each_model_is_decided_by_its_own_policy() -> None:
     scene = Scene(Role.MIXED, Role.MIXED, assignments=build_assignments("least_requests", "cost", "cost"))
     scene.change("round_robin", OTHER)
-    scene.router.handle(Reported(WorkerId("w0"), EPOCH, LoadReport(1, running_requests=50)), 0.0)
+    scene.router.handle(Reported(WorkerId("w0"), EPOCH, LoadReport(2, running_requests=50)), 0.0)
     assert [scene.worker_of(str(number)) for number in range(4)] == ["w1"] * 4
     assert [scene.worker_of(str(number), model=OTHER) for number in range(4)] == ["w0", "w1"] * 2
 
 
 def test_each_phase_is_decided_by_its_own_policy() -> None:
     scene = Scene(Role.MIXED, Role.MIXED, assignments=build_assignments("cost", "round_robin", "least_requests"))
-    scene.router.handle(Reported(WorkerId("w0"), EPOCH, LoadReport(1, running_requests=50)), 0.0)
+    scene.router.handle(Reported(WorkerId("w0"), EPOCH, LoadReport(2, running_requests=50)), 0.0)
     assert [scene.worker_of(str(number), Role.DECODE) for number in range(4)] == ["w1"] * 4
     assert {scene.worker_of(str(number), Role.PREFILL) for number in range(2)} == {"w0", "w1"}
 
@@ -125,7 +126,7 @@ def test_those_who_wait_for_a_model_are_counted_over_its_phases() -> None:
 def test_requests_that_wait_elsewhere_do_not_count_for_a_phase() -> None:
     scene = Scene(Role.PREFILL, Role.DECODE, Role.MIXED)
     for number, queued in enumerate((8, 4, 1)):
-        load = LoadReport(1, queued_requests=queued)
+        load = LoadReport(2, queued_requests=queued)
         scene.router.handle(Reported(WorkerId(f"w{number}"), EPOCH, load), 0.0)
     waiting = {phase: scene.pool.snapshot(MODEL, 0.0, phase).waiting_requests for phase in Role}
     assert waiting == {Role.MIXED: 1, Role.PREFILL: 9, Role.DECODE: 5}

@@ -17,7 +17,7 @@ from lbcore.prefix import block_hashes
 from lbcore.queue.room import Waiting
 from lbcore.router import QueueLimits, Router
 from lbcore.types import Capacity, RefusalReason, Refused, Route, Routed, RouteFacts
-from tests.fleet import MODEL, ROOMY, spec
+from tests.fleet import MODEL, ROOMY, measured, spec
 
 TIGHT = Capacity(max_sequences=2, max_queued_requests=1)
 
@@ -37,6 +37,7 @@ class Desk:
         pool = WorkerPool(lease_ttl_s=1e9, ticket_ttl_s=1e9)
         for number in range(workers):
             pool.handle(Registered(spec(f"w{number}", capacity=capacity), number), 0.0)
+            pool.handle(measured(f"w{number}"), 0.0)
         self.told: list[Decided] = []
         self.lines: list[bytes] = []
         self.recorder = Recorder()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN
 from lbcore.speeds import IDLE_S, Speeds
 from lbcore.types import WorkerId
 
@@ -23,16 +22,20 @@ def test_a_speed_is_told_in_tokens_per_second() -> None:
     assert speeds(a=4000).of(A) == 0.25
 
 
-@pytest.mark.parametrize("nonsense", [0.0, -1.0, 1e-9, 1e12, float("nan"), float("inf")])
+@pytest.mark.parametrize("nonsense", [0.0, -1.0, 1e-9, float("nan"), float("inf")])
 def test_what_is_no_speed_changes_nothing(nonsense: float) -> None:
     known = speeds(a=4000)
     known.measured(A, nonsense)
     assert known.of(A) == 0.25
 
 
+def test_there_is_a_speed_beyond_which_nobody_is_faster() -> None:
+    assert speeds(a=1e9, b=1e30).middle(ALL) == 1e-6
+
+
 def test_who_has_measured_nothing_is_like_those_in_the_middle() -> None:
     assert speeds(a=1000, b=2000).middle(ALL) == 0.75
-    assert speeds().middle(ALL) == DEFAULT_PREFILL_MS_PER_TOKEN
+    assert speeds().middle(ALL) is None
 
 
 def test_who_is_gone_is_not_asked() -> None:

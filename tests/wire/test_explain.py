@@ -13,7 +13,7 @@ from lbcore.types import Capacity, PolicyAssignment, Role, RouteFacts, WorkerId
 from lbcore.wire.admin_client import explain_route
 from lbcore.wire.convert import write_facts
 from lbcore.wire.status import error_from_rpc
-from tests.fleet import MODEL, spec
+from tests.fleet import MODEL, measured, spec
 from tests.wire.conftest import SchedulerHost, Wire, soon, where_to
 
 FACTS = RouteFacts("r", MODEL, 4000, explain=True)
@@ -89,6 +89,7 @@ async def test_a_request_that_would_wait_goes_to_nobody(wire: Wire) -> None:
     scheduler = await wire.scheduler(QueueLimits())
     scheduler.state.assign(PolicyAssignment("", Role.MIXED, "cost"))
     scheduler.join(spec("w0"))
+    scheduler.state.handle(measured("w0"))
     worker_id, explanation = await soon(explain_route(scheduler.address, FACTS))
     assert (worker_id, explanation.reason) == (WorkerId("w0"), "the only one that can take it")
     scheduler.route(RouteFacts("long", MODEL, 3000))

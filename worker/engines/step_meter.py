@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from lbcore.cost import DEFAULT_PREFILL_MS_PER_TOKEN
+
 _KEEP = 0.9
 """Weight of the past against one more step: the last ten steps dominate, half a second at 50 ms a step."""
 
 ALONE_TOKENS = 512
 """Prompt tokens in a step from which its length says something of their price while the decoding step is not known:
 until then what it says of fewer is mostly the fixed cost, by which a worker would seem many times slower than it is, be
-given nothing, and never measure better."""
+given nothing, and never measure better. That it is no slower than that is worth saying where the scheduler would assume
+less."""
+
+ASSUMED_TOKENS_PER_S = 1000 / DEFAULT_PREFILL_MS_PER_TOKEN
 
 _KEEP_RATIO = 0.99
 """The same for attention's share, which the model decides and no moment changes."""
@@ -49,7 +54,8 @@ class StepMeter:
         Against the whole time of the step a short prompt would look slow, and a long one would be believed to be.
         """
         if not self.step_time_ms and self._prefill_tokens < ALONE_TOKENS * self._prefill_steps:
-            return 0.0
+            least = 1000 * self._prefill_tokens / self._prefill_ms if self._prefill_ms else 0.0
+            return least if least > ASSUMED_TOKENS_PER_S else 0.0
         extra_ms = self._prefill_ms - self._prefill_steps * self.step_time_ms
         tokens = self._prefill_tokens + self._pairs * self.attention_ratio
         return 1000 * tokens / extra_ms if extra_ms > 0 else 0.0

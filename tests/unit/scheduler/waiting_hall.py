@@ -17,7 +17,7 @@ from lbcore.scheduler.desk import Place
 from lbcore.scheduler.state import SchedulerState
 from lbcore.types import Capacity, Epoch, LoadReport, Route, RouteFacts, TicketPhase, TicketUpdate, WorkerId
 from tests.fakes import ManualClock
-from tests.fleet import MODEL, spec
+from tests.fleet import MODEL, measured, spec
 
 ONE = Capacity(max_sequences=1)
 AT_ONCE = QueueLimits(late_binding=False)
@@ -76,6 +76,7 @@ class Hall:
 
     def join(self, name: str, capacity: Capacity = ONE) -> None:
         self.state.handle(Registered(spec(name, capacity=capacity), 1))
+        self.state.handle(measured(name, next(self._sequence)))
 
     def ask(
         self,

@@ -101,7 +101,9 @@ def test_a_slowed_worker_takes_longer_and_then_does_not() -> None:
 
 
 def test_a_full_queue_refuses() -> None:
-    burst = Workload("burst", [Conversation(str(number), 0.0, (Call(2000, 5),)) for number in range(50)])
+    # Nobody is kept back from a worker whose speed nobody knows: the first shows it.
+    first = Conversation("first", 0.0, (Call(2000, 5),))
+    burst = Workload("burst", [first, *(Conversation(str(number), 10.0, (Call(2000, 5),)) for number in range(50))])
     played = play(burst, FleetSpec(workers=1, engine=QUICK), limits=QueueLimits(max_requests=10))
     outcome = summarise(played)
     assert outcome.refused > 0

@@ -50,3 +50,11 @@ def test_a_prefill_faster_than_any_decoding_step_is_no_measurement() -> None:
     meter.observe(0, 64, 2.0)
     meter.observe(100, 0, 1.0)
     assert meter.prefill_tokens_per_s == 0.0
+
+
+def test_small_prompts_alone_tell_no_more_than_that_the_engine_is_not_slow() -> None:
+    slow, fast = StepMeter(), StepMeter()
+    slow.observe(75, 0, 10.0)
+    fast.observe(75, 0, 0.5)
+    assert slow.prefill_tokens_per_s == 0.0
+    assert fast.prefill_tokens_per_s == pytest.approx(150_000)
