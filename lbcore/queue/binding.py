@@ -16,6 +16,10 @@ from lbcore.types import Endpoint
 HOLD_STEPS = 1.0
 """A worker has room for any request while it has less prefill in front than so many of its decoding steps take."""
 
+HOLD_MS = 10.0
+"""The same in milliseconds, where steps are short: what it takes at a busy moment until a request that is sent is there,
+or until the scheduler hears that one is done. A worker with less in front would have nothing to do meanwhile."""
+
 BATCH_STEPS = 6.0
 """And for a short one while both together take no more than so many: a fixed cost of one step in seven is lost. A long
 prompt behind short ones would be computed in their step, and their first tokens come at its end."""
@@ -46,4 +50,4 @@ def free_for(endpoint: Endpoint, own_ms: float) -> float:
     if not endpoint.is_measured:
         return -inf
     step_ms = decoding_step_ms(endpoint.load)
-    return endpoint.free_at - max(HOLD_STEPS * step_ms, BATCH_STEPS * step_ms - own_ms) / 1000
+    return endpoint.free_at - max(HOLD_MS, HOLD_STEPS * step_ms, BATCH_STEPS * step_ms - own_ms) / 1000

@@ -247,6 +247,7 @@ class SimEngine:
                 due = clock.now()
             began = clock.now()
             outcome = batch.step()
+            took_s = clock.now() - began
             for choice, cached_tokens in outcome.started:
                 _start(choice, cached_tokens)
             if self._paced:
@@ -254,11 +255,15 @@ class SimEngine:
                 due = max(due + outcome.duration_ms / 1000, began - MAX_LAG_S)
                 await clock.sleep_until(due)
             else:
+                # What else this process does meanwhile is no work of the engine's.
                 await asyncio.sleep(0)
-                self._meter.observe(outcome.prefill_tokens, outcome.decode_tokens, (clock.now() - began) * 1000)
+            began = clock.now()
             if self._prefixes is not None:
                 self._tell_changes(self._prefixes)
             self._emit(outcome)
+            if not self._paced:
+                took_s += clock.now() - began
+                self._meter.observe(outcome.prefill_tokens, outcome.decode_tokens, took_s * 1000)
             self._note_prefilled()
 
     def _note_prefilled(self) -> None:
