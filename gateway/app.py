@@ -6,6 +6,7 @@ import asyncio
 import logging
 import multiprocessing
 import signal
+from contextlib import suppress
 from random import Random, SystemRandom
 
 import structlog
@@ -25,6 +26,7 @@ from lbcore.errors import ConfigError
 from lbcore.garbage import look_seldom
 from lbcore.generation import Finished
 from lbcore.line_file import LineFile
+from lbcore.standby import Standby
 from lbcore.types import RouteFacts
 from lbcore.wire.clients import GenerationClients
 from lbcore.wire.routing_client import RoutingClient
@@ -48,8 +50,9 @@ async def run(config: GatewayConfig, clock: Clock, trace_key: bytes, place: Plac
     workers = GenerationClients()
     metrics = GatewayMetrics()
     fleet = Fleet(on_change=workers.keep_only)
-    dispatcher = Dispatcher(routing, workers, clock)
     rng = Random(SystemRandom().randrange(2**64))
+    standby = Standby(fleet.workers, lambda: fleet.missing, rng)
+    dispatcher = Dispatcher(routing, workers, clock, config.stall_timeout_s, standby)
     trace = None if lines is None else trace_to(lines, trace_key)
     exchanges = Exchanges(config, dispatcher.start, fleet, metrics, clock, trace)
     handlers = Handlers(exchanges, rng, place)
@@ -64,9 +67,22 @@ async def run(config: GatewayConfig, clock: Clock, trace_key: bytes, place: Plac
     loop = asyncio.get_running_loop()
     following = loop.create_task(fleet.follow(routing, rng))
     tracing = None if lines is None else loop.create_task(lines.keep_writing(clock))
-    stop = asyncio.Event()
+    stop, cut = asyncio.Event(), asyncio.Event()
+    settle_s = config.settle_s
+
+    def told(number: signal.Signals) -> None:
+        nonlocal settle_s
+        if number is signal.SIGINT and place is not None:
+            # A terminal tells all processes; the supervisor tells its own by SIGTERM, and that would be the second.
+            return
+        if stop.is_set():
+            cut.set()
+        elif number is signal.SIGINT:
+            settle_s = 0.0
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told, number)
     following.add_done_callback(lambda task: stop.set())
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -85,8 +101,15 @@ async def run(config: GatewayConfig, clock: Clock, trace_key: bytes, place: Plac
             following.result()
         if parent is not None:
             loop.remove_reader(parent.sentinel)
-        log.info("draining", requests=exchanges.in_flight, timeout_s=config.drain_timeout_s)
+        log.info("draining", requests=exchanges.in_flight, settle_s=settle_s, timeout_s=config.drain_timeout_s)
         handlers.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settle_s):
+                await cut.wait()
+        cutting = loop.create_task(cut.wait())
+        cutting.add_done_callback(lambda task: server.cut() if not task.cancelled() else None)
+        await runner.cleanup()
+        cutting.cancel()
     finally:
         await runner.cleanup()
         if own_page is not None:

@@ -22,8 +22,27 @@ class GatewayConfig:
     request_timeout_s: float = option(
         600.0, check=between(0.1, 86_400), help="seconds a request may take in all; then it ends with 504"
     )
+    settle_s: float = option(
+        2.0,
+        check=between(0, 600),
+        help="seconds after SIGTERM during which new requests are still taken, until who sends them has seen /ready; "
+        "SIGINT does not wait",
+    )
     drain_timeout_s: float = option(
-        30.0, check=at_least(0), help="seconds that running requests get after SIGTERM before they are cut"
+        30.0,
+        check=at_least(0),
+        help="seconds that running requests get after that before they are cut; a second signal cuts them at once",
+    )
+    continuation: bool = option(
+        True,
+        help="have another worker go on with an answer when the one that gives it is lost; clients say no to it with "
+        "X-LB-Continue: 0",
+    )
+    stall_timeout_s: float = option(
+        5.0,
+        check=between(0.5, 3600),
+        help="seconds without a token, or twenty times an answer's time per token if that is longer, after which its "
+        "worker is given up",
     )
     debug_headers: bool = option(
         False,

@@ -11,6 +11,7 @@ import orjson
 from lbcore.errors import (
     BodyTooLarge,
     Cancelled,
+    CannotContinue,
     ConfigError,
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -25,6 +26,7 @@ from lbcore.errors import (
     RateLimited,
     RetryLater,
     Saturated,
+    SchedulerLost,
     StreamInterrupted,
     WorkerUnreachable,
 )
@@ -62,8 +64,10 @@ OUTCOMES: dict[type[LoadBalancerError], Outcome] = {
     Saturated: Outcome(503, "server_error", "saturated"),
     RateLimited: Outcome(429, "rate_limit_error", "rate_limited"),
     NoReadyWorker: Outcome(503, "server_error", "no_ready_worker"),
+    SchedulerLost: Outcome(503, "server_error", "no_ready_worker"),
     WorkerUnreachable: Outcome(503, "server_error", "worker_unreachable"),
     StreamInterrupted: Outcome(502, "server_error", "stream_interrupted"),
+    CannotContinue: Outcome(502, "server_error", "stream_interrupted"),
     EngineFailed: Outcome(500, "server_error", "engine_failed"),
     DeadlineExceeded: Outcome(504, "timeout_error", "deadline_exceeded"),
     Cancelled: Outcome(499, "cancelled_error", "cancelled"),

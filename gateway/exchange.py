@@ -183,14 +183,17 @@ class Exchange:
         timeout_s = shared.config.request_timeout_s
         if terms.timeout_s is not None and terms.timeout_s < timeout_s:
             timeout_s = terms.timeout_s
+        may_continue = shared.config.continuation and terms.may_continue and request.may_continue
         generation = GenerationRequest(
             self.request_id,
             request.dialect,
             request.body,
             timeout_s=timeout_s,
             priority=terms.priority,
-            wants_token_ids=False,
+            # What becomes of a tool call is not in its tokens alone, but in what the engine has made of them so far.
+            wants_token_ids=may_continue and not request.has_tools,
             is_whole=not request.stream,
+            may_continue=may_continue,
         )
         self._dispatch = shared.start(facts, generation, take, done, self._tried)
 
@@ -198,6 +201,8 @@ class Exchange:
         error = attempt.error
         if error is None:
             self._workers.append(attempt.worker_id)
+            if attempt.continues:
+                self._shared.metrics.continued.inc()
             if self._facts is not None and self._facts.explain and attempt.route is not None:
                 self._decision = f"{HEADER}: {decision_header(attempt.route)}\r\n".encode("ascii")
             return

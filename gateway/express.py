@@ -31,7 +31,7 @@ _FIELDS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7
 _WANTED = re.compile(
     rb"\n(host|content-length|x-request-id|x-session-id|x-tenant-id|authorization|connection|proxy-connection"
     rb"|transfer-encoding|content-encoding|expect|upgrade|x-priority|x-slo-ttft-ms|x-slo-tpot-ms|x-request-timeout-ms"
-    rb"|x-lb-explain)"
+    rb"|x-lb-explain|x-lb-continue)"
     rb":[ \t]*+([^\r]*+)",
     re.IGNORECASE,
 )

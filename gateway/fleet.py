@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from random import Random
 
 import structlog
@@ -16,6 +16,10 @@ log = structlog.get_logger()
 
 _RETRY_S = (0.1, 0.2, 0.5, 1.0)
 
+MISSING_S = 10.0
+"""How long a worker stays listed of which a scheduler that has just begun knows nothing. Workers call again within a
+second or two; until all have, its first table is shorter than the fleet."""
+
 
 class Fleet:
     """The last known routing table. It outlives the scheduler: workers stay listed while nobody says otherwise."""
@@ -23,6 +27,8 @@ class Fleet:
     def __init__(self, on_change: Callable[[Mapping[str, Epoch]], None]) -> None:
         self._workers: dict[WorkerId, WorkerStatus] = {}
         self._names: set[str] = set()
+        self._missing: set[WorkerId] = set()
+        self._giving_up: asyncio.TimerHandle | None = None
         self._on_change = on_change
         self.connected = False
         """Whether the scheduler's table is being followed right now."""
@@ -30,11 +36,33 @@ class Fleet:
     def take(self, step: TableStep) -> None:
         """Follows one step of the table."""
         if step.snapshot:
-            self._workers.clear()
+            self._missing = {*self._workers}
         for worker_id in step.removed:
             self._workers.pop(worker_id, None)
+            self._missing.discard(worker_id)
         for status in step.workers:
             self._workers[status.spec.worker_id] = status
+            self._missing.discard(status.spec.worker_id)
+        self._changed()
+
+    def workers(self) -> Iterable[WorkerStatus]:
+        """All that are listed."""
+        return self._workers.values()
+
+    @property
+    def missing(self) -> Set[WorkerId]:
+        """Those that were listed by an earlier scheduler, and that this one does not know yet."""
+        return self._missing
+
+    def give_up_missing(self) -> None:
+        """They are not there, or would have called by now."""
+        self._giving_up = None
+        for worker_id in self._missing:
+            del self._workers[worker_id]
+        self._missing = set()
+        self._changed()
+
+    def _changed(self) -> None:
         self._names = {name for status in self._workers.values() for name in status.spec.model_names}
         self._on_change({status.spec.address: status.spec.epoch for status in self._workers.values()})
 
@@ -56,6 +84,11 @@ class Fleet:
         """Whether any worker serves a model of this name."""
         return name in self._names
 
+    def _give_up_missing_later(self) -> None:
+        if self._giving_up is not None:
+            self._giving_up.cancel()
+        self._giving_up = asyncio.get_running_loop().call_later(MISSING_S, self.give_up_missing)
+
     async def follow(self, routing: RoutingClient, rng: Random) -> None:
         """Watches the scheduler's table for ever, and again whenever the watch breaks."""
         failures = 0
@@ -67,6 +100,8 @@ class Fleet:
                         self.connected = True
                         failures = 0
                     self.take(step)
+                    if step.snapshot and self._missing:
+                        self._give_up_missing_later()
                 reason = "closed"
             except LoadBalancerError as error:
                 reason = error.message

@@ -95,7 +95,7 @@ class Handlers:
         self._sent = {keeps_alive: _Sent(keeps_alive) for keeps_alive in (False, True)}
         self.draining = False
 
-    def server(self, **options: Any) -> web.Server:
+    def server(self, **options: Any) -> Server:
         """The server of all routes; the options are those of aiohttp's `web.Server`."""
         routes = Routes(self._request_id)
         for path, dialect in _PATHS.items():

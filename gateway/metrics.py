@@ -40,6 +40,11 @@ class GatewayMetrics:
             ["reason"],
             registry=self.registry,
         )
+        self.continued = Counter(
+            "lb_gateway_continued_answers",
+            "Times that another worker went on with an answer.",
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 

@@ -132,6 +132,7 @@ def supervise(count: int, child: Callable[[Place], None]) -> int:
         while True:
             ready = wait([stopping, *(process.sentinel for process in children)])
             if stopping in ready:
+                stopping.recv(1)
                 break
             dead = [index for index, process in enumerate(children) if process.sentinel in ready]
             if any(children[index].exitcode == _CONFIG_STATUS for index in dead):
@@ -146,6 +147,12 @@ def supervise(count: int, child: Callable[[Place], None]) -> int:
                 children[index] = start(index)
         for process in children:
             process.terminate()
+        while left := [process.sentinel for process in children if process.is_alive()]:
+            if stopping in wait([stopping, *left]):
+                # Told again: theirs to end at once.
+                stopping.recv(1)
+                for process in children:
+                    process.terminate()
         for process in children:
             process.join()
         return status

@@ -156,8 +156,15 @@ class OpenAIRequest:
     has_tools: bool
     is_guided: bool
     """The output must follow a schema, a grammar or a forced tool call: another engine cannot take it up half-way."""
+    shows_prompt: bool
+    """The answer holds the prompt, or stands before a suffix: what there is of it is not all that it goes on from."""
     is_base64: bool
     """Vectors are wanted as base64 of little-endian 32-bit floats."""
+
+    @property
+    def may_continue(self) -> bool:
+        """Whether another engine could go on with the answer from its text."""
+        return not (self.choice_count > 1 or self.is_guided or self.shows_prompt or self.dialect is Dialect.EMBEDDING)
 
     @property
     def prefix(self) -> bytes:
@@ -209,6 +216,7 @@ def parse(dialect: Dialect, body: bytes) -> OpenAIRequest:
         has_logprobs=has_logprobs,
         has_tools=bool(get("tools")),
         is_guided=_is_guided(fields),
+        shows_prompt=bool(get("echo")) or bool(get("suffix")),
         is_base64=get("encoding_format") == "base64",
     )
 

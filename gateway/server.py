@@ -92,6 +92,9 @@ class Server(web.Server):
         self.is_stopping = False
         """Whether every connection is to close behind its present answer."""
         self._sweep: asyncio.TimerHandle | None = None
+        self._patience: asyncio.Timeout | None = None
+        """With running requests, while it waits for them to stop."""
+        self._is_cut = False
 
     def __call__(self) -> Any:
         """A protocol for a new connection."""
@@ -143,13 +146,20 @@ class Server(web.Server):
         that are left."""
         self.pre_shutdown()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(0 if self._is_cut else timeout) as self._patience:
                 await self._empty.wait()
+        self._patience = None
         for transport in [*(connection.transport for connection in self._here), *self._elsewhere.values()]:
             transport.abort()
         await super().shutdown(CANCELLED_S)
         if self._sweep is not None:
             self._sweep.cancel()
+
+    def cut(self) -> None:
+        """Waits no longer for running requests, now or when it stops."""
+        self._is_cut = True
+        if self._patience is not None:
+            self._patience.reschedule(self.loop.time())
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         general = request.protocol

@@ -34,6 +34,8 @@ class Terms(NamedTuple):
     """None when the client leaves it to the gateway."""
     explain: bool = False
     """Whether the answer is to say why it came from where it came."""
+    may_continue: bool = True
+    """Whether another worker may go on with the answer when the one that gives it is lost."""
 
 
 def terms_of(headers: Mapping[str, str]) -> Terms:
@@ -52,6 +54,7 @@ def terms_of(headers: Mapping[str, str]) -> Terms:
         _positive("X-SLO-TPOT-MS", get("X-SLO-TPOT-MS")),
         timeout_ms / 1000 if timeout_ms else None,
         get("X-LB-Explain") == "1",
+        get("X-LB-Continue") != "0",
     )
 
 

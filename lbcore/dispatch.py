@@ -1,6 +1,7 @@
-"""One request's way: ask for a route, send it there, go elsewhere when that fails before the first token.
+"""One request's way: ask for a route, send it there, go elsewhere when that fails.
 
-Used by the gateway and by `lbcore.client`; a request takes the same way from both.
+Before the first token another worker starts afresh; after it another worker goes on where the first one stopped, when
+the request allows it. Used by the gateway and by `lbcore.client`; a request takes the same way from both.
 """
 
 from __future__ import annotations
@@ -10,15 +11,42 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from lbcore.clock import Clock
-from lbcore.errors import LoadBalancerError, NoReadyWorker, Saturated, StreamInterrupted, WorkerUnreachable
+from lbcore.errors import (
+    CannotContinue,
+    LoadBalancerError,
+    ModelNotFound,
+    NoReadyWorker,
+    Saturated,
+    SchedulerLost,
+    StreamInterrupted,
+    WorkerUnreachable,
+)
 from lbcore.flow import Flow, Inbox, Take
-from lbcore.generation import Delta, Event, Failed, Finished, GenerationRequest
+from lbcore.generation import Delta, Event, Failed, Finished, FinishReason, GenerationRequest, Started
+from lbcore.kept_answer import KeptAnswer
+from lbcore.retry_budget import RetryBudget
+from lbcore.stalls import NEW, Progress, StallWatch
+from lbcore.standby import Standby
 from lbcore.types import NO_TICKET, Route, RouteFacts, Target, Ticket, WorkerId
 from lbcore.wire.clients import Call, GenerationClients
 from lbcore.wire.routing_client import Question, RoutingClient
 
 MAX_ATTEMPTS = 3
-"""Workers tried for one request; a request that three workers could not serve is likelier to be at fault than they."""
+"""Workers tried for one request, or for the rest of its answer; a request that three workers could not serve is
+likelier to be at fault than they."""
+
+MAX_CONTINUATIONS = 8
+"""How often an answer is gone on with. One that kills whoever gives it must not go through a whole fleet."""
+
+PATIENCE_S = 10.0
+"""How long an answer under way waits for a worker to come back when there is none: a process is started again in less,
+and its client has lost nothing yet."""
+
+PAUSE_S = 0.25
+"""Between two looks for one."""
+
+STALL_S = 5.0
+"""The least gap in an answer after which its worker is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +58,26 @@ class Attempt:
     """None while it goes well."""
     route: Route | None = None
     """Of one that begins: what was said of where to go."""
+    continues: bool = False
+    """Whether it goes on with an answer of which a part was passed on."""
 
 
 def _nobody(attempt: Attempt) -> None:
     """Hears of an attempt that interests nobody."""
 
+
+class _Ended:
+    """The flow of events that no worker gives."""
+
+    def pause(self) -> None:
+        """There is nothing to keep back."""
+
+    def resume(self) -> None:
+        """Nothing was kept back."""
+
+
+_MAKES_NO_DIFFERENCE = (WorkerUnreachable, CannotContinue, NoReadyWorker, Saturated)
+"""What went wrong with the rest of an answer, when its client need only know that it will not come."""
 
 End = Finished | Exception
 """How a request ended: with an answer, or of what."""
@@ -49,8 +92,11 @@ class Dispatch:
 
     __slots__ = (
         "_abandoned",
+        "_beats",
         "_began",
+        "_broken_at",
         "_call",
+        "_continuations",
         "_done",
         "_facts",
         "_failure",
@@ -59,8 +105,11 @@ class Dispatch:
         "_heard",
         "_held",
         "_is_cancelled",
+        "_kept",
         "_observe",
         "_owner",
+        "_pause",
+        "_progress",
         "_question",
         "_request",
         "_route",
@@ -90,7 +139,15 @@ class Dispatch:
         self._question: Question | None = None
         self._call: Call | None = None
         self._is_cancelled = False
+        self._has_passed_on = False
+        self._kept = KeptAnswer() if request.may_continue else None
+        self._continuations = 0
+        self._broken_at = 0.0
+        self._pause: asyncio.TimerHandle | None = None
+        self._beats = 0
+        self._progress: Progress | None = None
         self._began = owner.clock.now()
+        owner.retries.earn()
         self._ask()
 
     def cancel(self) -> None:
@@ -100,9 +157,29 @@ class Dispatch:
             self._question.cancel()
         if self._call is not None:
             self._let_go()
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def look(self, now: float) -> None:
+        """Gives the worker up if it has stopped answering. The watch over all answers calls this now and then."""
+        call, progress = self._call, self._progress
+        if call is None or progress is None:
+            return
+        tokens = self._beats if self._kept is None else self._kept.tokens
+        if progress.is_stalled(self._beats, call.is_paused, tokens, now):
+            self._let_go()
+            self._failed(WorkerUnreachable("The worker has stopped answering."))
 
     def _ask(self) -> None:
+        self._pause = None
         facts = self._facts._replace(tried=self._facts.tried | self._tried) if self._tried else self._facts
+        continuation = self._request.continuation
+        if continuation is not None and self._kept is not None:
+            limit = facts.max_output_tokens
+            facts = facts._replace(
+                prompt_bytes=facts.prompt_bytes + len(continuation.text.encode("utf-8", "replace")),
+                max_output_tokens=max(1, limit - self._kept.tokens) if limit else 0,
+            )
         self._question = self._owner.routing.ask(facts, self._answered, self._abandoned, self._left_s())
 
     def _left_s(self) -> float | None:
@@ -116,18 +193,17 @@ class Dispatch:
             return
         if isinstance(route, LoadBalancerError):
             refusal = route
-            # Nobody ready, as far as anybody knows: the last decision's other candidates may still be there. Full ones
-            # are not asked, a model that is not there is nowhere, and a deadline is over everywhere.
-            target = next((t for t in self._fallbacks if t.worker_id not in self._tried), None)
-            if target is None or not isinstance(refusal, NoReadyWorker):
-                self._done(_verdict(self._failure, refusal))
+            target = self._stand_in(refusal)
+            if target is None:
+                if not self._waits_for_somebody(refusal):
+                    self._done(self._as_told(_verdict(self._failure, refusal)))
                 return
             route = Route(target, NO_TICKET)
         target = route.target
         self._route = route
         self._tried |= {target.worker_id}
         self._fallbacks = route.fallbacks or self._fallbacks
-        self._observe(Attempt(target.worker_id, None, route))
+        self._observe(Attempt(target.worker_id, None, route, self._request.continuation is not None))
         if self._stopped():
             self._owner.routing.release(route.ticket)
             return
@@ -145,21 +221,36 @@ class Dispatch:
                 prompt_bytes=facts.prompt_bytes,
             )
         self._call = self._owner.workers.to(target).begin(request, self._hear)
+        if self._owner.standby is not None:
+            self._owner.standby.began(target.worker_id)
 
     def _hear(self, events: list[Event], flow: Flow) -> None:
+        self._beats += 1
+        if self._beats < NEW and self._progress is not None:
+            self._progress.moved(self._beats, self._owner.clock.now())
         last = events[-1]
         if self._has_passed_on and type(last) is Delta:
             self._hand_on(events, flow)
             return
         self._heard = True
+        if self._progress is None and type(last) is Delta:
+            if self._owner.standby is not None:
+                self._owner.standby.answered(self._route.target.worker_id)
+            self._progress = Progress(self._beats, self._owner.clock.now(), self._owner.stall_s)
+            self._owner.stalls.add(self)
         has_failed = type(last) is Failed
         if has_failed:
             events.pop()
         if not self._has_passed_on:
+            if self._request.continuation is not None:
+                # The answer has begun long ago.
+                events = [event for event in events if type(event) is not Started]
             events = self._held = self._held + events
-            if not has_failed and (type(last) is Finished or any(type(event) is Delta for event in events)):
+            if not has_failed and (type(last) is Finished or (not self._holds_all and _has_delta(events))):
                 self._has_passed_on = True
         if self._has_passed_on and events:
+            if self._request.continuation is not None and type(last) is Finished and self._kept is not None:
+                last = events[-1] = self._kept.completed(last)
             self._hand_on(events, flow)
         if self._stopped():
             return
@@ -170,7 +261,15 @@ class Dispatch:
             self._let_go()
             self._failed(last.error)
 
+    @property
+    def _holds_all(self) -> bool:
+        """Whether nothing is passed on before the end: an answer that is read as a whole, and that no other worker
+        could go on with, can still be begun again."""
+        return self._request.is_whole and not self._request.may_continue
+
     def _hand_on(self, events: list[Event], flow: Flow) -> None:
+        if self._kept is not None:
+            self._kept.add(events)
         try:
             self._take(events, flow)
         except Exception as error:
@@ -181,20 +280,95 @@ class Dispatch:
 
     def _failed(self, failure: LoadBalancerError) -> None:
         self._failure = failure
+        if self._owner.standby is not None and isinstance(failure, WorkerUnreachable):
+            self._owner.standby.lost(self._route.target.worker_id, self._owner.clock.now())
         self._observe(Attempt(self._route.target.worker_id, failure))
         if self._stopped():
             self._owner.routing.release(self._route.ticket)
             return
         if self._has_passed_on:
-            if isinstance(failure, WorkerUnreachable):
-                failure = StreamInterrupted("The worker was lost in the middle of the answer.")
-            self._done(failure)
-        elif not failure.retry_elsewhere or len(self._tried) >= MAX_ATTEMPTS:
+            self._go_on(failure)
+        elif not self._may_try_again(failure):
             self._owner.routing.release(self._route.ticket)
-            self._done(failure)
+            self._done(self._as_told(failure))
         else:
             self._abandoned = (self._route.ticket,)
             self._ask()
+
+    def _may_try_again(self, failure: LoadBalancerError) -> bool:
+        """Whether another worker is asked for what this one has not begun."""
+        if not failure.retry_elsewhere or len(self._tried) >= MAX_ATTEMPTS:
+            return False
+        # The load of a worker that is lost has to go somewhere, and is no more than it was. What workers refuse or fail
+        # at comes on top of what they have.
+        return isinstance(failure, WorkerUnreachable) or self._owner.retries.spend()
+
+    def _go_on(self, failure: LoadBalancerError) -> None:
+        """Has another worker give the rest of an answer of which a part was passed on."""
+        kept = self._kept
+        if kept is None or not failure.retry_elsewhere:
+            self._done(self._as_told(failure))
+            return
+        limit = self._facts.max_output_tokens
+        if kept.finish_reason is None and limit and kept.has_all_token_ids and kept.tokens >= limit:
+            self._hand_on([Delta(finish_reason=FinishReason.LENGTH)], _Ended())
+        if self._stopped():
+            return
+        if kept.finish_reason is not None:
+            # Only the end was lost.
+            end = kept.finished()
+            self._hand_on([end], _Ended())
+            if not self._stopped():
+                self._done(end)
+            return
+        continuation = kept.continuation()
+        if continuation is None or self._continuations >= MAX_CONTINUATIONS:
+            self._done(self._as_told(failure))
+            return
+        self._continuations += 1
+        self._broken_at = self._owner.clock.now()
+        self._request = self._request._replace(continuation=continuation)
+        self._tried = frozenset((self._route.target.worker_id,))
+        self._abandoned = (self._route.ticket,)
+        self._ask()
+
+    def _stand_in(self, refusal: LoadBalancerError) -> Target | None:
+        """Who may serve the request although the scheduler names nobody; None where its refusal is what it says."""
+        if not isinstance(refusal, NoReadyWorker | ModelNotFound):
+            # Full workers are not asked behind its back, and a deadline is over everywhere.
+            return None
+        standby, is_lost = self._owner.standby, isinstance(refusal, SchedulerLost)
+        if isinstance(refusal, NoReadyWorker):
+            # Nobody ready, as far as it knows: the last decision's other candidates may still be there.
+            target = next((one for one in self._fallbacks if one.worker_id not in self._tried), None)
+            if target is not None:
+                return target
+        if standby is None or len(self._tried) >= MAX_ATTEMPTS:
+            return None
+        tried, now = self._facts.tried | self._tried, self._owner.clock.now()
+        return standby.pick(self._facts.model, tried, now, only_missing=not is_lost)
+
+    def _waits_for_somebody(self, refusal: LoadBalancerError) -> bool:
+        """Looks again in a while, since with the answer under way more is lost than with one that has not begun."""
+        left_s = self._left_s()
+        if (
+            self._request.continuation is None
+            or not isinstance(refusal, NoReadyWorker)
+            or self._owner.clock.now() - self._broken_at >= PATIENCE_S
+            or (left_s is not None and left_s <= PAUSE_S)
+        ):
+            return False
+        # Who failed may be back, and nobody else is there.
+        self._tried, self._fallbacks, self._abandoned = frozenset(), (), ()
+        self._pause = asyncio.get_running_loop().call_later(PAUSE_S, self._ask)
+        return True
+
+    def _as_told(self, failure: LoadBalancerError) -> LoadBalancerError:
+        """What a failure is to whoever has a part of the answer."""
+        has_begun = self._has_passed_on or self._request.continuation is not None
+        if has_begun and isinstance(failure, _MAKES_NO_DIFFERENCE):
+            return StreamInterrupted("The worker was lost in the middle of the answer.")
+        return failure
 
     def _stopped(self) -> bool:
         """Whether it was cancelled, perhaps by whom it has just called."""
@@ -205,6 +379,11 @@ class Dispatch:
         call, self._call = self._call, None
         if call is None:
             return
+        if self._owner.standby is not None:
+            self._owner.standby.ended(self._route.target.worker_id)
+        if self._progress is not None:
+            self._progress = None
+            self._owner.stalls.drop(self)
         call.cancel()
         if not self._heard:
             # Given up before a word from the worker, which may never have heard of the ticket.
@@ -214,10 +393,23 @@ class Dispatch:
 class Dispatcher:
     """Carries requests to workers."""
 
-    def __init__(self, routing: RoutingClient, workers: GenerationClients, clock: Clock) -> None:
+    def __init__(
+        self,
+        routing: RoutingClient,
+        workers: GenerationClients,
+        clock: Clock,
+        stall_s: float = STALL_S,
+        standby: Standby | None = None,
+    ) -> None:
+        """`stall_s`: an answer of which nothing comes for so long is gone on with elsewhere (`lbcore.stalls`). `standby`
+        names workers when the scheduler cannot."""
         self.routing = routing
+        self.standby = standby
         self.workers = workers
         self.clock = clock
+        self.retries = RetryBudget()
+        self.stall_s = stall_s
+        self.stalls = StallWatch(clock)
 
     def start(
         self,
@@ -230,7 +422,8 @@ class Dispatcher:
         """Has a request answered; `done` is called once, after its last event was taken or with why there is none.
 
         `request.timeout_s` is the time for all attempts together, and for finding out where to make them. `take` gets
-        the events of one attempt, from its first token on. `observe` hears of every attempt when it begins, and again
+        the events of one attempt, from its first token on; if the worker is lost then, and the request may continue,
+        those that another worker goes on with, as if there had been one. `observe` hears of every attempt when it begins, and again
         if it fails. None of them is called before this has returned, or after `cancel`. The error that `done` may get
         is a LoadBalancerError (StreamInterrupted: there is no rest of the answer), or what `take` raised.
         """
@@ -287,6 +480,10 @@ class Dispatcher:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+
+def _has_delta(events: list[Event]) -> bool:
+    return any(type(event) is Delta for event in events)
 
 
 def _verdict(failure: LoadBalancerError | None, refusal: LoadBalancerError) -> LoadBalancerError:

@@ -10,8 +10,10 @@
     │   ├── Saturated               ready workers, none with room
     │   ├── RateLimited             the caller has as many requests waiting as it may
     │   ├── NoReadyWorker
+    │   │   └── SchedulerLost       nobody can say who is ready
     │   └── WorkerUnreachable       the request may be tried elsewhere
     ├── StreamInterrupted           lost after the first token
+    ├── CannotContinue              the engine cannot go on with what another began
     ├── EngineFailed
     ├── DeadlineExceeded
     ├── Cancelled
@@ -123,6 +125,12 @@ class NoReadyWorker(RetryLater):
     reason = "NO_READY_WORKER"
 
 
+class SchedulerLost(NoReadyWorker):
+    """The scheduler cannot be reached, or says nothing."""
+
+    reason = "SCHEDULER_LOST"
+
+
 class WorkerUnreachable(RetryLater):
     """The worker could not be reached, or refused because it goes away, before the first token."""
 
@@ -134,6 +142,13 @@ class StreamInterrupted(LoadBalancerError):
     """The worker was lost after the first token."""
 
     reason = "STREAM_INTERRUPTED"
+
+
+class CannotContinue(LoadBalancerError):
+    """The engine cannot go on with an answer that another worker began; another engine might."""
+
+    reason = "CANNOT_CONTINUE"
+    retry_elsewhere = True
 
 
 class EngineFailed(LoadBalancerError):

@@ -25,6 +25,16 @@ class Dialect(StrEnum):
     """POST /v1/embeddings"""
 
 
+class Continuation(NamedTuple):
+    """An answer that another worker began, as far as its caller has it. What is generated comes behind it."""
+
+    text: str = ""
+    reasoning: str = ""
+    token_ids: tuple[int, ...] = ()
+    """Its tokens, which may say more than the text: an engine keeps back what could become a stop string. Empty when
+    they were not told."""
+
+
 class GenerationRequest(NamedTuple):
     """One request as it travels from gateway to engine."""
 
@@ -44,6 +54,11 @@ class GenerationRequest(NamedTuple):
     """Of the prompt, as `RouteFacts` has them, for a worker that wants them; so with the two below."""
     prefix_block_bytes: int = 0
     prompt_bytes: int = 0
+    continuation: Continuation | None = None
+    """What the answer has already; None for one that is yet to begin."""
+    may_continue: bool = False
+    """Whether another worker may go on with the answer when this one is lost. For who carries the request; no worker
+    is told."""
 
 
 class FinishReason(StrEnum):
@@ -127,7 +142,10 @@ class Embedding:
 
 
 class Finished(NamedTuple):
-    """The end of a good answer, with its usage in tokens over all choices, or over all inputs of embeddings."""
+    """The end of a good answer, with its usage in tokens over all choices, or over all inputs of embeddings.
+
+    Of an answer that another worker began it is the usage of the whole, as if it had come from one.
+    """
 
     prompt_tokens: int
     cached_tokens: int

@@ -72,6 +72,7 @@ class Worker:
             info = await self._engine.start()
             self._capacity = info.capacity
             sessions.capacity = info.capacity.max_sequences + config.max_queued_requests
+            sessions.continues = info.continues
             sessions.refusal = None
             await server.start()
             await server.set_serving(True)

@@ -24,6 +24,8 @@ class EngineInfo:
     """`max_queued_requests` is the worker's business and ignored here."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters that requests may name as their model."""
+    continues: bool = False
+    """Whether it goes on with an answer that another worker began (`GenerationRequest.continuation`)."""
     prefixes: PrefixMirror | None = None
     """What its prefix cache holds, kept up to date by the engine; None for one that does not know."""
 
@@ -66,6 +68,10 @@ class Engine(Protocol):
     for embeddings has in place of deltas one `Embedding` for each of its inputs, in their order; an engine that makes
     none refuses it. This holds on every path: bad input, abort, engine failure, close. Nothing is emitted after the
     end, and nothing from inside `submit` or `abort` before they return.
+
+    An engine that goes on with answers others began computes what there is of one behind the prompt, as one text. Its
+    deltas tell only what is new; Started counts all that is computed, Finished what the whole answer would have had. It
+    ends those that it cannot go on with in `CannotContinue`.
     """
 
     async def start(self) -> EngineInfo:

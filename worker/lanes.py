@@ -120,6 +120,13 @@ class Lane:
             self._is_let_go = False
         return event, size
 
+    def nudge(self) -> None:
+        """Lets go of what waits for more to travel with."""
+        if self._waiting and not self._is_let_go:
+            self._is_let_go = True
+            if self.may_go_on:
+                self._lanes.queue_up(self)
+
     @property
     def may_go_on(self) -> bool:
         """Whether something waits that has room, or needs none, and that somebody wants to read now."""

@@ -18,6 +18,7 @@ from lbcore.clock import Clock
 from lbcore.deadlines import Deadlines
 from lbcore.errors import (
     Cancelled,
+    CannotContinue,
     DeadlineExceeded,
     EngineFailed,
     InvalidRequest,
@@ -37,6 +38,10 @@ from worker.lanes import Lane, Lanes
 from worker.load import InFlight, LoadTracker
 
 log = structlog.get_logger()
+
+
+NUDGE_S = 1.0
+"""How long what a caller reads as a whole is kept back at most: he may want to know that it is still being made."""
 
 
 class Session:
@@ -164,6 +169,9 @@ class Sessions:
         self._serial = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._nudging: asyncio.TimerHandle | None = None
+        self.continues = False
+        """Whether the engine goes on with answers that other workers began."""
         self.refusal: LoadBalancerError | None = None
         """When set, new requests end in this: the worker is draining or its engine is gone."""
 
@@ -175,6 +183,8 @@ class Sessions:
         error = self.refusal
         if error is None and max(len(self._sessions), len(self._lanes)) >= self.capacity:
             error = Saturated("The worker's queue is full.")
+        if error is None and request.continuation is not None and not self.continues:
+            error = CannotContinue("The engine does not go on with what another worker began.")
         if error is not None:
             self.refused(request.ticket)
             lane.put(Failed(error))
@@ -188,6 +198,8 @@ class Sessions:
         lane.left = self._left
         self._idle.clear()
         self._lanes.add(lane)
+        if self._nudging is None:
+            self._nudging = asyncio.get_running_loop().call_later(NUDGE_S, self._nudge)
         self._sessions[key] = session
         self.changed()
         try:
@@ -214,6 +226,13 @@ class Sessions:
         self.load.finished(session.key, self.clock.now())
         self.changed()
         self._rest_if_idle()
+
+    def _nudge(self) -> None:
+        self._nudging = None
+        for lane in self._lanes:
+            lane.nudge()
+        if self._lanes:
+            self._nudging = asyncio.get_running_loop().call_later(NUDGE_S, self._nudge)
 
     def _left(self, lane: Lane) -> None:
         self._lanes.discard(lane)

@@ -55,13 +55,14 @@ class _Room(NamedTuple):
 class Call:
     """One request under way at a worker. Its events go to `take`, all that one message brought at a time."""
 
-    __slots__ = ("_client", "_is_paused", "_pending", "_taken", "call_id", "is_cancelled", "request", "take")
+    __slots__ = ("_client", "_pending", "_taken", "call_id", "is_cancelled", "is_paused", "request", "take")
 
     def __init__(self, client: GenerationClient, call_id: int, request: GenerationRequest, take: Take) -> None:
         self._client = client
         self.request = request
         self._pending: list[Event] = []
-        self._is_paused = False
+        self.is_paused = False
+        """Whether what arrives is kept back."""
         self._taken = 0
         self.is_cancelled = False
         self.call_id = call_id
@@ -70,11 +71,11 @@ class Call:
 
     def pause(self) -> None:
         """Keeps back what arrives from now on; when there is no more room for it, the worker does."""
-        self._is_paused = True
+        self.is_paused = True
 
     def resume(self) -> None:
         """Hands over what was kept back, and whatever comes from now on."""
-        self._is_paused = False
+        self.is_paused = False
         self.flush()
 
     def cancel(self) -> None:
@@ -92,7 +93,7 @@ class Call:
     def flush(self) -> None:
         """Hands over what was put, unless paused."""
         events = self._pending
-        if self._is_paused or not events:
+        if self.is_paused or not events:
             return
         self._pending = []
         self._taken += len(events)

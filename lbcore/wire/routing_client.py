@@ -12,7 +12,7 @@ import structlog
 
 from lbcore.api.v1 import routing_pb2, routing_pb2_grpc
 from lbcore.deadlines import Deadlines
-from lbcore.errors import DeadlineExceeded, InvalidRequest, LoadBalancerError, NoReadyWorker
+from lbcore.errors import DeadlineExceeded, InvalidRequest, LoadBalancerError, SchedulerLost
 from lbcore.types import NO_TICKET, Route, RouteFacts, Ticket, WorkerId, WorkerStatus
 from lbcore.wire.channel import open_channel
 from lbcore.wire.convert import route_from_proto, worker_status_from_proto, write_facts
@@ -21,9 +21,12 @@ from lbcore.wire.status import error_from_failure, error_from_rpc
 
 log = structlog.get_logger()
 
-SILENCE_S = 5.0
+SILENCE_S = 2.0
 """A scheduler that says nothing of a question for so long counts as gone. It answers in about a millisecond, if only
-that the request waits; five seconds forgive it a pause, and are over before people give up."""
+that the request waits; two seconds forgive it a pause."""
+
+PROBE_S = 0.5
+"""One that counts as gone for its silence is asked again so often; others do not wait for what it says."""
 
 WAITING_GRACE_S = 1.0
 """The scheduler ends a request itself whose time is over while it waits; one of which nothing was heard this much later
@@ -85,7 +88,8 @@ class Question:
         was_silent = not self.is_waiting and (self.timeout_s is None or self.timeout_s >= SILENCE_S)
         self._client.withdraw(self)
         if was_silent:
-            self.answered(NoReadyWorker("The scheduler does not answer."))
+            self._client.was_silent()
+            self.answered(SchedulerLost("The scheduler does not answer."))
         else:
             self.answered(DeadlineExceeded("No worker was found in time."))
 
@@ -117,6 +121,8 @@ class RoutingClient:
         self._asked: dict[int, Question] = {}
         self._deadlines = Deadlines()
         self._next_call_id = 0
+        self._silent_since: float | None = None
+        """When the scheduler counted as gone for its silence, or was last asked in spite of that; None when it does not."""
 
     def ask(
         self,
@@ -128,18 +134,17 @@ class RoutingClient:
         """Asks where to send a request; `answered` hears it once, after this has returned, unless it is cancelled.
 
         `abandoned` are tickets of the request's earlier attempts that never reached a worker. While no worker has room
-        the request waits at the scheduler, up to `timeout_s`. The answer may be NoReadyWorker (nobody can serve now, or
-        the scheduler cannot be reached or is silent), DeadlineExceeded (there was no answer in time; nothing stays
+        the request waits at the scheduler, up to `timeout_s`. The answer may be NoReadyWorker (nobody can serve now),
+        SchedulerLost (it cannot be reached or is silent), DeadlineExceeded (there was no answer in time; nothing stays
         booked), or whatever else the scheduler says.
         """
-        self._next_call_id += 1
-        call_id = self._next_call_id
-        question = self._asked[call_id] = Question(self, call_id, facts, abandoned, timeout_s, answered)
-        size = _QUESTION_BYTES + 8 * len(facts.prefix_hashes)
-        size += len(facts.request_id) + len(facts.model) + len(facts.session_id) + len(facts.tenant)
-        self._mux.send(question, size)
-        self._deadlines.add(question, SILENCE_S if timeout_s is None else min(timeout_s, SILENCE_S))
-        return question
+        if self._silent_since is not None:
+            return self._not_asked(facts, answered)
+        return self._ask(facts, answered, abandoned, timeout_s)
+
+    def was_silent(self) -> None:
+        """The scheduler has said nothing of a question for too long."""
+        self._silent_since = asyncio.get_running_loop().time()
 
     def forget(self, question: Question) -> None:
         """Stops listening for an answer."""
@@ -180,7 +185,36 @@ class RoutingClient:
         await self._mux.close()
         await self._channel.close()
 
+    def _ask(
+        self, facts: RouteFacts, answered: Answered, abandoned: tuple[Ticket, ...], timeout_s: float | None
+    ) -> Question:
+        self._next_call_id += 1
+        call_id = self._next_call_id
+        question = self._asked[call_id] = Question(self, call_id, facts, abandoned, timeout_s, answered)
+        size = _QUESTION_BYTES + 8 * len(facts.prefix_hashes)
+        size += len(facts.request_id) + len(facts.model) + len(facts.session_id) + len(facts.tenant)
+        self._mux.send(question, size)
+        self._deadlines.add(question, SILENCE_S if timeout_s is None else min(timeout_s, SILENCE_S))
+        return question
+
+    def _not_asked(self, facts: RouteFacts, answered: Answered) -> Question:
+        """What becomes of a question while the scheduler counts as gone for its silence; now and then it is asked all the
+        same, for nobody, to hear whether it is back."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._silent_since is not None and now >= self._silent_since + PROBE_S:
+            self._silent_since = now
+            self._ask(facts, self._give_back, (), None)
+        question = Question(self, 0, facts, (), None, answered)
+        loop.call_soon(self._tell, question, SchedulerLost("The scheduler does not answer."))
+        return question
+
+    def _give_back(self, answer: Route | LoadBalancerError) -> None:
+        if isinstance(answer, Route):
+            self.release(answer.ticket)
+
     def _deliver(self, message: routing_pb2.RouteStreamResponse) -> None:
+        self._silent_since = None
         for result in message.results:
             kind = result.WhichOneof("result")
             if kind == "waiting":
@@ -210,9 +244,11 @@ class RoutingClient:
             self._deadlines.add(question, question.timeout_s + WAITING_GRACE_S)
 
     def _lost(self) -> None:
+        # The next one finds out at once whether it can be reached.
+        self._silent_since = None
         asked, self._asked = self._asked, {}
         for question in asked.values():
-            self._tell(question, NoReadyWorker("The scheduler cannot be reached."))
+            self._tell(question, SchedulerLost("The scheduler cannot be reached."))
 
     def _tell(self, question: Question, answer: Route | LoadBalancerError) -> None:
         self._deadlines.drop(question)

@@ -1,6 +1,7 @@
 """The engine under test. `--engines a,b` chooses those that need packages of their own, instead of the others.
 
-A module that is about one `FEATURE` is run with the engines that offer it.
+A module that is about one `FEATURE` is run with the engines that offer it, one with `is_about` with those of which that
+is true.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         about = getattr(metafunc.module, "FEATURE", None)
         cases = [case for case in ENGINES if (case.name in wanted if wanted else not (case.shared or case.extra))]
         cases = [case for case in cases if (case.generates if about is None else about in case.offers)]
+        if hasattr(metafunc.module, "is_about"):
+            cases = [case for case in cases if metafunc.module.is_about(case)]
         metafunc.parametrize("case", cases, ids=lambda case: case.name, scope="session")
 
 

@@ -18,6 +18,7 @@ import orjson
 from lbcore.clock import MonotonicClock
 from lbcore.errors import InvalidRequest
 from lbcore.generation import (
+    Continuation,
     Delta,
     Dialect,
     Embedding,
@@ -99,6 +100,8 @@ class EngineCase:
     """Whether Started tells the exact counts of the prompt; otherwise Finished has them first."""
     shared: bool = False
     """Whether one engine serves all tests, because it takes long to start. Its tests run in one event loop."""
+    continues: bool = False
+    """Whether it goes on with what another engine of its kind began."""
     generates: bool = True
     """Whether it makes text. One that makes embeddings alone is held to their laws only."""
     extra: str = ""
@@ -152,31 +155,48 @@ def _openai_vllm(arguments: str) -> Callable[[], Engine]:
 _serial = count(1)
 
 ENGINES = (
-    EngineCase("sim", _sim(SimOptions(step_ms=0, context_length=4096)), _SIM_OFFERS | {Feature.EMBEDDINGS}),
+    EngineCase(
+        "sim", _sim(SimOptions(step_ms=0, context_length=4096)), _SIM_OFFERS | {Feature.EMBEDDINGS}, continues=True
+    ),
     EngineCase(
         "sim-paced",
         _sim(SimOptions(step_ms=0.2, prefill_tokens_per_s=1e6, context_length=4096)),
         _SIM_OFFERS | {Feature.EMBEDDINGS},
+        continues=True,
     ),
     # So few blocks that a crowd has to queue and is preempted.
     EngineCase(
         "sim-cramped",
         _sim(SimOptions(step_ms=0, kv_blocks=80, block_size=8, token_budget=64)),
         _SIM_OFFERS | {Feature.EMBEDDINGS},
+        continues=True,
     ),
-    EngineCase("llamacpp", _llamacpp(LlamaCppOptions(n_ctx=1024)), _LLAMACPP_OFFERS, tells_token_ids=False),
+    EngineCase(
+        "llamacpp", _llamacpp(LlamaCppOptions(n_ctx=1024)), _LLAMACPP_OFFERS, tells_token_ids=False, continues=True
+    ),
     # Fewer sequences than choices are asked for at once, and prompts in many steps.
     EngineCase(
         "llamacpp-cramped",
         _llamacpp(LlamaCppOptions(n_ctx=512, n_parallel=3, n_batch=32)),
         _LLAMACPP_OFFERS,
         tells_token_ids=False,
+        continues=True,
     ),
     # Another server's HTTP, here llama.cpp's, whose page says nothing of its KV cache.
-    EngineCase("openai", _openai_llamacpp(8, 1024), _LLAMACPP_OFFERS, tells_token_ids=False, tells_kv_blocks=False),
+    EngineCase(
+        "openai",
+        _openai_llamacpp(8, 1024),
+        _LLAMACPP_OFFERS,
+        tells_token_ids=False,
+        tells_kv_blocks=False,
+    ),
     # Fewer sequences than choices are asked for at once.
     EngineCase(
-        "openai-cramped", _openai_llamacpp(3, 512), _LLAMACPP_OFFERS, tells_token_ids=False, tells_kv_blocks=False
+        "openai-cramped",
+        _openai_llamacpp(3, 512),
+        _LLAMACPP_OFFERS,
+        tells_token_ids=False,
+        tells_kv_blocks=False,
     ),
     EngineCase(
         "openai-embeddings",
@@ -249,9 +269,15 @@ class Answer:
     """The events of one request. Watches the laws that hold at every moment; `check` adds those of the end."""
 
     def __init__(
-        self, case: EngineCase, request_id: str, several_prompts: bool, inside_call: Callable[[], bool]
+        self,
+        case: EngineCase,
+        request_id: str,
+        several_prompts: bool,
+        inside_call: Callable[[], bool],
+        continuation: Continuation | None = None,
     ) -> None:
         self.request_id = request_id
+        self.continuation = continuation
         self.events: list[Event] = []
         self.on_event: Callable[[], None] = lambda: None
         """Called after each event, from inside `emit`."""
@@ -344,6 +370,11 @@ class Answer:
         if not isinstance(self.events[-1], Finished):
             return
         usage = self.events[-1]
+        if self.continuation is not None:
+            # What is computed and what is told of the whole differ by what there was before.
+            assert 0 <= usage.cached_tokens <= usage.prompt_tokens
+            assert usage.output_tokens >= sum(len(delta.token_ids) for delta in self.deltas)
+            return
         # Of several prompts the engine may know only some when the request starts.
         assert 0 <= self.started.prompt_tokens <= usage.prompt_tokens
         assert 0 <= self.started.cached_tokens <= usage.cached_tokens < usage.prompt_tokens
@@ -373,15 +404,21 @@ class Watch:
     async def start(self) -> None:
         self.info = await self.engine.start()
 
-    def submit(self, dialect: Dialect, body: bytes | Mapping[str, object], request_id: str = "") -> Answer:
+    def submit(
+        self,
+        dialect: Dialect,
+        body: bytes | Mapping[str, object],
+        request_id: str = "",
+        continuation: Continuation | None = None,
+    ) -> Answer:
         prompt = None if isinstance(body, bytes) else body.get("prompt", body.get("input"))
         several_prompts = isinstance(prompt, list) and any(isinstance(one, str | list) for one in prompt)
         request_id = request_id or f"auto-{next(_serial)}"
-        answer = Answer(self.case, request_id, several_prompts, lambda: self._inside_call)
+        answer = Answer(self.case, request_id, several_prompts, lambda: self._inside_call, continuation)
         self.answers.append(answer)
         raw = body if isinstance(body, bytes) else orjson.dumps(body)
         self._inside_call = True
-        self.engine.submit(GenerationRequest(request_id, dialect, raw), answer.emit)
+        self.engine.submit(GenerationRequest(request_id, dialect, raw, continuation=continuation), answer.emit)
         self._inside_call = False
         return answer
 

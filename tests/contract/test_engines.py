@@ -23,6 +23,7 @@ def assert_refused(answer: Answer, param: str) -> None:
 async def test_an_engine_says_what_it_can_hold(watch: Watch) -> None:
     assert watch.info.context_length > 1
     assert watch.info.capacity.max_sequences >= 1
+    assert watch.info.continues is watch.case.continues
 
 
 @pytest.mark.parametrize("dialect", [Dialect.CHAT, Dialect.COMPLETION])

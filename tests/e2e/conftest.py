@@ -28,13 +28,15 @@ class System:
         return await self.stack.enter_async_context(await Process.start(script, *args, env=env))
 
     async def start_scheduler(self, *args: str) -> Process:
-        process = await self.start("lb-scheduler", "--port", "0", "--metrics-port", "0", *args)
+        port = () if "--port" in args else ("--port", "0")
+        process = await self.start("lb-scheduler", *port, "--metrics-port", "0", *args)
         ready = await process.line("ready")
         self.scheduler_address, self.scheduler_metrics = str(ready["grpc"]), str(ready["metrics"])
         return process
 
     async def start_gateway(self, *args: str) -> Process:
-        process = await self.start("lb-gateway", "--port", "0", "--scheduler", self.scheduler_address, *args)
+        settle = () if "--settle-s" in args else ("--settle-s", "0")
+        process = await self.start("lb-gateway", "--port", "0", "--scheduler", self.scheduler_address, *settle, *args)
         self.gateway_url = f"http://{(await process.line('ready'))['http']}"
         return process
 

@@ -19,6 +19,7 @@ from worker.demo import GGUF_PATH, load_faq
 WHO = next(entry for entry in load_faq() if entry.question == "Who are you?")
 LONG = max(load_faq(), key=lambda entry: len(entry.answer))
 MESSAGES = [{"role": "user", "content": WHO.question}]
+PATH = "/v1/chat/completions"
 
 
 def free_port() -> int:
@@ -124,6 +125,48 @@ async def test_a_gateway_told_to_go_finishes_its_streams() -> None:
             said += [chunk async for chunk in chunks]
         assert "".join(chunk.choices[0].delta.content or "" for chunk in said) == LONG.answer
         assert await gateway.wait() == 0
+
+
+async def status_of(http: aiohttp.ClientSession, path: str) -> int:
+    async with http.get(path) as response:
+        return response.status
+
+
+async def test_a_gateway_told_to_go_is_not_ready_at_once_and_serves_on_until_everybody_has_seen_it() -> None:
+    async with System() as system:
+        await system.start_scheduler()
+        gateway = await system.start_gateway("--settle-s", "1")
+        await system.start_worker("--model", "demo")
+        await system.models({"demo"})
+        async with system.openai() as client, aiohttp.ClientSession(system.gateway_url) as http:
+            assert await status_of(http, "/ready") == 200
+            gateway.send_signal(signal.SIGTERM)
+            await gateway.line("draining")
+            assert await status_of(http, "/ready") == 503
+            answer = await client.chat.completions.create(model="demo", messages=MESSAGES, temperature=0)
+            assert answer.choices[0].message.content == WHO.answer
+        assert await gateway.wait() == 0
+        async with aiohttp.ClientSession() as http:
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await http.get(f"{system.gateway_url}/ready")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_a_gateway_told_twice_ends_at_once(processes: str) -> None:
+    async with System() as system:
+        await system.start_scheduler()
+        gateway = await system.start_gateway("--processes", processes, "--drain-timeout-s", "60")
+        await system.start_worker("--model", "sim", "--engine", "sim", "--sim-step-ms", "1000")
+        await system.models({"sim"})
+        body = {"model": "sim", "messages": MESSAGES, "max_tokens": 50, "stream": True}
+        async with aiohttp.ClientSession(system.gateway_url) as http, http.post(PATH, json=body) as response:
+            await response.content.readline()
+            gateway.send_signal(signal.SIGTERM)
+            await gateway.line("draining")
+            gateway.send_signal(signal.SIGTERM)
+            with pytest.raises(aiohttp.ClientError):
+                await response.content.read()
+        assert await gateway.wait(10) == 0
 
 
 async def test_several_gateway_processes_share_the_port_and_one_metrics_page() -> None:

@@ -156,6 +156,24 @@ async def test_a_stream_that_never_ends_is_cut_when_the_time_is_over(gateway: Ga
     await gateway.let_go()
 
 
+@pytest.mark.parametrize("is_late", [False, True], ids=["before", "while it stops"])
+async def test_who_is_told_to_end_at_once_does_not_wait_for_anybody(
+    gateway: Gateway, browser: Browser, is_late: bool
+) -> None:
+    gateway.dispatcher.steps = [ANSWER[0], asyncio.Event()]
+    await browser.send(request(STREAM))
+    await gateway.taken()
+    if not is_late:
+        gateway.server.cut()
+    stopping = stop(gateway, LONG_S)
+    if is_late:
+        await settle()
+        assert not stopping.done()
+        gateway.server.cut()
+    await soon(stopping)
+    await gateway.let_go()
+
+
 async def test_a_body_that_never_comes_completely_is_cut_when_the_time_is_over(
     gateway: Gateway, browser: Browser
 ) -> None:

@@ -20,10 +20,12 @@ from lbcore.errors import (
     RateLimited,
     RetryLater,
     Saturated,
+    SchedulerLost,
 )
 from lbcore.pool_events import Reported
 from lbcore.router import QueueLimits
 from lbcore.types import Capacity, Epoch, LoadReport, Route, RouteFacts, TicketPhase, TicketUpdate
+from lbcore.wire import routing_client
 from lbcore.wire.convert import route_from_proto, write_facts
 from lbcore.wire.routing_client import SILENCE_S, WAITING_GRACE_S, Question
 from lbcore.wire.status import error_from_failure, error_from_rpc
@@ -227,10 +229,10 @@ class Listener:
 @pytest.mark.parametrize(
     ("timeout_s", "limit_s", "kind"),
     [
-        (None, SILENCE_S, NoReadyWorker),
-        (60.0, SILENCE_S, NoReadyWorker),
-        (SILENCE_S, SILENCE_S, NoReadyWorker),
-        (2.0, 2.0, DeadlineExceeded),
+        (None, SILENCE_S, SchedulerLost),
+        (60.0, SILENCE_S, SchedulerLost),
+        (SILENCE_S, SILENCE_S, SchedulerLost),
+        (1.0, 1.0, DeadlineExceeded),
     ],
 )
 async def test_a_scheduler_without_a_word_is_given_up_after_a_while(
@@ -259,6 +261,29 @@ async def test_of_a_request_that_waits_only_its_own_time_counts(
     # A scheduler that has forgotten it, or whose clock stands still.
     assert type(listener.expire(question)) is DeadlineExceeded
     await so_many_wait(scheduler, 1)
+
+
+async def test_while_the_scheduler_is_silent_nobody_waits_for_it(
+    wire: Wire, scheduler: SchedulerHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.join(spec())
+    listener = Listener(wire, scheduler)
+    listener.client.was_silent()
+    for _ in range(3):
+        listener.ask(60.0)
+    await settle()
+    assert [type(answer) for answer in listener.heard] == [SchedulerLost] * 3
+    assert not scheduler.state.events[1:]
+    # Now and then one finds out whether it is back, which is not for who asks to wait for, and books nothing.
+    monkeypatch.setattr(routing_client, "PROBE_S", 0.0)
+    listener.ask(60.0)
+    await eventually(lambda: len(listener.heard) == 4)
+    assert isinstance(listener.heard[3], SchedulerLost)
+    await eventually(lambda: listener.client._silent_since is None)
+    await scheduler.state.happened.until(lambda: scheduler.credit() == (0, 0))
+    listener.ask(60.0)
+    await eventually(lambda: len(listener.heard) == 5)
+    assert isinstance(listener.heard[4], Route)
 
 
 async def test_an_answer_calls_the_deadline_of_who_waited_off(wire: Wire, scheduler: SchedulerHost) -> None:

@@ -21,7 +21,7 @@ FINISH_REASON_TOOL_CALLS: FinishReason
 FINISH_REASON_CONTENT_FILTER: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "ticket", "timeout_ms", "priority", "chat_completion_json", "completion_json", "typed", "embedding_json", "prefix_hashes", "prefix_block_byte_count", "prompt_byte_count")
+    __slots__ = ("request_id", "ticket", "timeout_ms", "priority", "chat_completion_json", "completion_json", "typed", "embedding_json", "prefix_hashes", "prefix_block_byte_count", "prompt_byte_count", "continuation")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class GenerateRequest(_message.Message):
     PREFIX_HASHES_FIELD_NUMBER: _ClassVar[int]
     PREFIX_BLOCK_BYTE_COUNT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_BYTE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CONTINUATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     ticket: int
     timeout_ms: int
@@ -44,7 +45,18 @@ class GenerateRequest(_message.Message):
     prefix_hashes: _containers.RepeatedScalarFieldContainer[int]
     prefix_block_byte_count: int
     prompt_byte_count: int
-    def __init__(self, request_id: _Optional[str] = ..., ticket: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., priority: _Optional[int] = ..., chat_completion_json: _Optional[bytes] = ..., completion_json: _Optional[bytes] = ..., typed: _Optional[_Union[TypedInput, _Mapping]] = ..., embedding_json: _Optional[bytes] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., prefix_block_byte_count: _Optional[int] = ..., prompt_byte_count: _Optional[int] = ...) -> None: ...
+    continuation: Continuation
+    def __init__(self, request_id: _Optional[str] = ..., ticket: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., priority: _Optional[int] = ..., chat_completion_json: _Optional[bytes] = ..., completion_json: _Optional[bytes] = ..., typed: _Optional[_Union[TypedInput, _Mapping]] = ..., embedding_json: _Optional[bytes] = ..., prefix_hashes: _Optional[_Iterable[int]] = ..., prefix_block_byte_count: _Optional[int] = ..., prompt_byte_count: _Optional[int] = ..., continuation: _Optional[_Union[Continuation, _Mapping]] = ...) -> None: ...
+
+class Continuation(_message.Message):
+    __slots__ = ("text", "reasoning", "token_ids")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    reasoning: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, text: _Optional[str] = ..., reasoning: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TypedInput(_message.Message):
     __slots__ = ("model", "text", "token_ids", "conversation", "sampling")

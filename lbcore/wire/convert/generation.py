@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from lbcore.api.v1 import generation_pb2
 from lbcore.errors import EngineFailed, InvalidRequest
 from lbcore.generation import (
+    Continuation,
     Delta,
     Dialect,
     Embedding,
@@ -102,6 +103,13 @@ def _write_all_but_body(request: GenerationRequest, message: generation_pb2.Gene
         message.prefix_hashes.extend(request.prefix_hashes)
         message.prefix_block_byte_count = request.prefix_block_bytes
         message.prompt_byte_count = uint32(request.prompt_bytes)
+    if request.continuation is not None:
+        text, reasoning, token_ids = request.continuation
+        # Told though all of it may be empty.
+        message.continuation.SetInParent()
+        message.continuation.text = text
+        message.continuation.reasoning = reasoning
+        message.continuation.token_ids.extend(token_ids)
 
 
 def generation_to_proto(request: GenerationRequest) -> generation_pb2.GenerateRequest:
@@ -139,6 +147,9 @@ def generation_from_proto(message: generation_pb2.GenerateRequest) -> Generation
             prefix_block_bytes=message.prefix_block_byte_count,
             prompt_bytes=prompt_bytes,
         )
+    if message.HasField("continuation"):
+        begun = message.continuation
+        request = request._replace(continuation=Continuation(begun.text, begun.reasoning, tuple(begun.token_ids)))
     return request
 
 

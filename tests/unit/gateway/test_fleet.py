@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Mapping
 from random import Random
 from typing import Any
 
+import pytest
+
+import gateway.fleet
 from gateway.fleet import Fleet
 from lbcore.errors import NoReadyWorker
 from lbcore.types import EndpointState, Epoch, LoadReport, ServedModel, WorkerId, WorkerSpec, WorkerStatus
@@ -83,10 +86,22 @@ def test_a_worker_that_is_gone_and_back_in_one_step_is_there() -> None:
     assert fleet.ready
 
 
-def test_a_snapshot_forgets_what_was_before() -> None:
-    assert fleet_of(snapshot(status("w0", ServedModel("a"))), snapshot(status("w1", ServedModel("b")))).models() == {
-        "b": 0
-    }
+def test_a_snapshot_leaves_who_is_not_in_it_listed_for_a_while() -> None:
+    fleet = fleet_of(snapshot(status("w0", ServedModel("a"))), snapshot(status("w1", ServedModel("b"))))
+    assert set(fleet.models()) == {"a", "b"}
+    assert fleet.missing == {"w0"}
+    fleet.give_up_missing()
+    assert fleet.models() == {"b": 0}
+    assert not fleet.missing
+
+
+def test_who_is_heard_of_again_is_not_missing() -> None:
+    fleet = fleet_of(snapshot(status("w0"), status("w1"), status("w2")), snapshot(), change(status("w1", epoch=2)))
+    fleet.take(change(removed=("w2",)))
+    assert fleet.missing == {"w0"}
+    assert [one.spec.worker_id for one in fleet.workers()] == ["w0", "w1"]
+    fleet.give_up_missing()
+    assert [one.spec.worker_id for one in fleet.workers()] == ["w1"]
 
 
 def test_every_step_tells_who_is_alive() -> None:
@@ -138,5 +153,14 @@ async def test_a_watch_that_ends_well_is_taken_up_again_too() -> None:
     fleet = Fleet(lambda alive: None)
     steps = [snapshot(status("w0", ServedModel("a")))], [snapshot(status("w1", ServedModel("b")))]
     await follow(fleet, FakeRouting((steps[0], "well"), (steps[1], "never")))
-    assert fleet.models() == {"b": 0}
+    assert set(fleet.models()) == {"a", "b"}
     assert fleet.connected
+
+
+async def test_who_does_not_come_back_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway.fleet, "MISSING_S", 0.0)
+    fleet = Fleet(lambda alive: None)
+    steps = [snapshot(status("w0", ServedModel("a")))], [snapshot(status("w1", ServedModel("b")))]
+    await follow(fleet, FakeRouting((steps[0], "well"), (steps[1], "never")))
+    await asyncio.sleep(0.001)
+    assert fleet.models() == {"b": 0}

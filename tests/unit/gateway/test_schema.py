@@ -47,6 +47,29 @@ def refusal_of(dialect: Dialect, raw: bytes) -> InvalidRequest:
 # What is found in a good body
 
 
+@pytest.mark.parametrize(
+    ("dialect", "more", "may"),
+    [
+        (Dialect.CHAT, {}, True),
+        (Dialect.CHAT, {"n": 1, "tools": [TOOL], "tool_choice": "auto"}, True),
+        (Dialect.CHAT, {"n": 2}, False),
+        (Dialect.CHAT, {"response_format": {"type": "text"}}, True),
+        (Dialect.CHAT, {"response_format": {"type": "json_object"}}, False),
+        (Dialect.CHAT, {"tools": [TOOL], "tool_choice": "required"}, False),
+        (Dialect.CHAT, {"guided_regex": "a*"}, False),
+        (Dialect.COMPLETION, {"prompt": ["one"]}, True),
+        (Dialect.COMPLETION, {"prompt": ["one", "two"]}, False),
+        (Dialect.COMPLETION, {"echo": True}, False),
+        (Dialect.COMPLETION, {"suffix": "end"}, False),
+    ],
+)
+def test_an_answer_may_be_gone_on_with_where_its_text_is_all_there_is_to_it(
+    dialect: Dialect, more: dict[str, object], may: bool
+) -> None:
+    base: dict[str, object] = {"messages": [HI]} if dialect is Dialect.CHAT else {"prompt": "Hi"}
+    assert parse(dialect, body(**{"model": "demo", **base, **more})).may_continue is may
+
+
 def test_the_facts_of_a_small_chat() -> None:
     raw = body(model="demo", messages=[HI])
     request = parse(Dialect.CHAT, raw)
@@ -64,6 +87,7 @@ def test_the_facts_of_a_small_chat() -> None:
         has_logprobs=False,
         has_tools=False,
         is_guided=False,
+        shows_prompt=False,
         is_base64=False,
     )
     assert request.body is raw

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lbcore.api.v1 import generation_pb2, load_pb2, routing_pb2, worker_pb2
 from lbcore.errors import EngineFailed, InvalidRequest, Saturated
 from lbcore.generation import (
+    Continuation,
     Delta,
     Dialect,
     Embedding,
@@ -146,6 +147,7 @@ generation_requests = st.builds(
     prefix_hashes=st.lists(U64, min_size=1, max_size=3).map(tuple),
     prefix_block_bytes=U32,
     prompt_bytes=st.integers(1, 2**32 - 1),
+    continuation=st.none() | st.builds(Continuation, TEXTS, TEXTS, st.lists(U32, max_size=5).map(tuple)),
 )
 logprobs = st.builds(
     TokenLogprob,

@@ -12,8 +12,18 @@ import pytest
 import pytest_asyncio
 
 from lbcore.deadlines import Deadlines, Expiring
-from lbcore.errors import Cancelled, EngineFailed, Saturated
-from lbcore.generation import Delta, Dialect, Embedding, Event, Failed, Finished, GenerationRequest, Started
+from lbcore.errors import Cancelled, CannotContinue, EngineFailed, Saturated
+from lbcore.generation import (
+    Continuation,
+    Delta,
+    Dialect,
+    Embedding,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Started,
+)
 from lbcore.types import Ticket
 from tests.fakes import ManualClock, ScriptedEngine, settle
 from tests.unit.worker.lane_talk import is_silent, message, of
@@ -232,3 +242,16 @@ async def test_a_request_that_ended_while_it_was_handed_over_leaves_nothing_behi
     assert kept.open == set()
     assert await is_silent(desk.lanes)
     await desk.sessions.idle()
+
+
+async def test_an_engine_that_does_not_go_on_with_answers_is_not_asked_to() -> None:
+    desk = Desk(ScriptedEngine())
+    request = GenerationRequest("r", Dialect.CHAT, b"{}", continuation=Continuation("a"))
+    desk.sessions.begin(request, desk.lanes.open(1, 0))
+    [(_, event, _)] = await desk.lanes.take()
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, CannotContinue)
+    assert not desk.engine.requests
+    desk.sessions.continues = True
+    desk.sessions.begin(request, desk.lanes.open(2, 0))
+    assert len(desk.engine.requests) == 1

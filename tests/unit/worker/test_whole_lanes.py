@@ -182,3 +182,18 @@ async def test_each_event_says_whether_its_caller_reads_token_ids(lanes: Lanes) 
     lanes.open(2, UNLIMITED).put(tokens(1)[0])
     # Whether they travel is for the message to say: here they are what they were.
     assert await lanes.take() == [(1, tokens(1)[0], False), (2, tokens(1)[0], True)]
+
+
+async def test_who_is_nudged_says_what_there_is_and_goes_back_to_keeping(lanes: Lanes, lane: Lane) -> None:
+    first, *others = tokens(20)
+    put(lane, [Started(3), first])
+    await message(lanes)
+    lane.nudge()
+    assert await is_silent(lanes)
+    put(lane, others[:5])
+    lane.nudge()
+    assert await message(lanes) == [(1, Delta(text=whole_text(others[:5]), token_ids=tuple(range(1, 6))))]
+    put(lane, others[5:])
+    assert await is_silent(lanes)
+    put(lane, [END])
+    assert whole_text(event for _, event in await message(lanes)) == whole_text(others[5:])

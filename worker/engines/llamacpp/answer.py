@@ -102,7 +102,10 @@ class Answer:
                 self._use(usage)
         if not self._open_choices and not self.finished:
             self.finished = True
-            yield Finished(self.prompt_tokens, self.cached_tokens, sum(choice.tokens for choice in self._choices))
+            begun = self._ask.begun_tokens
+            prompt_tokens = self.prompt_tokens - begun
+            output_tokens = begun + sum(choice.tokens for choice in self._choices)
+            yield Finished(prompt_tokens, min(self.cached_tokens, prompt_tokens), output_tokens)
 
     def _progress(self, prompt: int, progress: Mapping[str, int]) -> Iterator[Event]:
         total = progress["total"]

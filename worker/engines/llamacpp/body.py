@@ -6,13 +6,13 @@ name llama.cpp takes the later, as every JSON reader here does. Fields that nobo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import orjson
 
-from lbcore.errors import InvalidRequest
-from lbcore.generation import Dialect, GenerationRequest
+from lbcore.errors import CannotContinue, InvalidRequest
+from lbcore.generation import Continuation, Dialect, GenerationRequest
 from worker.engines import fields
 from worker.engines.llamacpp.grammar import refuse_reversed_bounds
 
@@ -48,6 +48,7 @@ _UNSUPPORTED = (
     "use_beam_search",
 )
 """Refused by name unless null, false or empty: llama.cpp would ignore them or answer in a form that is not OpenAI's."""
+_GUIDES = ("grammar", "json_schema", "response_format")
 _OURS = ("id_slot", "n_cmpl", "response_fields")
 """Fields of llama.cpp's own by which a client would take over what this engine decides."""
 
@@ -80,10 +81,21 @@ class Ask:
     """How many likely tokens to name beside each; None when no log probabilities are wanted."""
 
     stop: tuple[str, ...]
+    begun: str = ""
+    """What there is of the answer already; `body` has it behind the prompt."""
+    begun_tokens: int = 0
+    """How many tokens that is, once it was counted."""
 
     @property
     def choices(self) -> int:
         return len(self.prompts) * self.choices_per_prompt
+
+    def behind(self, begun_tokens: int) -> Ask:
+        """The same when it is known how many tokens there are already: so many fewer are to come."""
+        if self.max_tokens is None:
+            return replace(self, begun_tokens=begun_tokens)
+        left = self.max_tokens - begun_tokens
+        return replace(self, begun_tokens=begun_tokens, max_tokens=left, body=splice(self.body, {"n_predict": left}))
 
 
 def read_body(request: GenerationRequest, limits: Limits) -> Ask:
@@ -102,9 +114,21 @@ def read_body(request: GenerationRequest, limits: Limits) -> Ask:
         "return_progress": True,
         "n_predict": limit if limit is not None else -1 if chat else DEFAULT_COMPLETION_TOKENS,
     }
+    prompts: tuple[str | list[int], ...]
     if chat:
-        fields.messages(body)
+        messages = fields.messages(body)
+        prompts = ("",)
         added |= forced_tool(body, limits)
+    else:
+        prompts = fields.prompts(body)
+    begun = request.continuation.text if request.continuation is not None else ""
+    if request.continuation is not None:
+        refuse_to_continue(request.continuation, body, prompts)
+        if chat:
+            # llama.cpp goes on with a last message that is the assistant's.
+            added["messages"] = [*messages, {"role": "assistant", "content": begun}] if begun else messages
+        else:
+            added["prompt"] = [*prompts[0], begun] if isinstance(prompts[0], list) else prompts[0] + begun
     stop = fields.stop_strings(body)
     if stop:
         # We look for them, and count tokens with llama.cpp's counter, since its own count comes too late then.
@@ -121,13 +145,26 @@ def read_body(request: GenerationRequest, limits: Limits) -> Ask:
         path=_PATHS[request.dialect],
         body=spliced,
         prompt_field="messages" if chat else "prompt",
-        prompts=("",) if chat else fields.prompts(body),
+        prompts=prompts,
         choices_per_prompt=fields.integer(body, "n", 1, limits.choices_per_prompt) or 1,
         max_tokens=limit if limit is not None or chat else DEFAULT_COMPLETION_TOKENS,
         explicit_limit=limit is not None,
         top_logprobs=top,
         stop=stop,
+        begun=begun,
     )
+
+
+def refuse_to_continue(
+    continuation: Continuation, body: Mapping[str, object], prompts: Sequence[str | list[int]]
+) -> None:
+    """Raises CannotContinue where the text of an answer is not all that it goes on from."""
+    if continuation.reasoning:
+        raise CannotContinue("llama.cpp does not go on with reasoning.")
+    if len(prompts) > 1 or body.get("n") not in (None, 1):
+        raise CannotContinue("llama.cpp goes on with one choice only.")
+    if any(body.get(name) for name in _GUIDES):
+        raise CannotContinue("llama.cpp does not go on in the middle of a grammar.")
 
 
 def splice(body: bytes, added: Mapping[str, object]) -> bytes:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import cast
 
 from lbcore.errors import EngineFailed, LoadBalancerError
-from lbcore.generation import Failed, Finished
+from lbcore.generation import Delta, Failed, Finished, FinishReason
 from worker.engine import Emit
 from worker.engines.llamacpp.answer import Answer
 from worker.engines.llamacpp.body import Ask
@@ -40,12 +40,26 @@ class Call(asyncio.Protocol):
         self.turn = (0, 0)
         """Its place in the engine's queue; the lowest goes first."""
         self.api_key = ""
+        self._context_length = context_length
         self._emit = emit
         self._heard = heard
         self._over = over
         self._reader = AnswerReader()
         self._transport: asyncio.Transport | None = None
         self._error: LoadBalancerError | None = None
+
+    def go_on(self, begun_tokens: int) -> bool:
+        """Takes note of how many tokens there are of the answer already, before it is sent. False when none may follow:
+        then it has ended."""
+        self.ask = self.ask.behind(begun_tokens)
+        self.answer = Answer(self.ask, self._context_length)
+        if self.ask.max_tokens is None or self.ask.max_tokens > 0 or self._error is not None:
+            return True
+        self.ended = True
+        self._emit(Delta(finish_reason=FinishReason.LENGTH))
+        self._emit(Finished(0, 0, begun_tokens))
+        self._over(self)
+        return False
 
     def stop(self, error: LoadBalancerError) -> None:
         """Makes llama.cpp let go of the request; it ends in `error`. The first error counts."""

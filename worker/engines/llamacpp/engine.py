@@ -78,6 +78,7 @@ class LlamaCppEngine:
                 kv_blocks=n_parallel * self._context_length // KV_BLOCK_SIZE,
                 kv_block_size=KV_BLOCK_SIZE,
             ),
+            continues=True,
         )
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
@@ -173,6 +174,8 @@ class LlamaCppEngine:
             if len(call.ask.prompts) > 1:
                 # llama.cpp tells of each when it comes to it, and Started must know them all.
                 call.answer.expected_prompt_tokens = await self._server.count_tokens(call.ask.prompts)
+            if call.ask.begun and not call.go_on(await self._server.count_text(call.ask.begun)):
+                return
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: call, self._server.host, self._server.port)
         except ConnectionRefusedError:

@@ -109,6 +109,10 @@ class LlamaCppServer:
         """The tokens of these prompts, as llama.cpp will count them. Raises OSError."""
         return await asyncio.to_thread(lambda: sum(map(self._count, prompts)))
 
+    async def count_text(self, text: str) -> int:
+        """The tokens of a text that stands behind others. Raises OSError."""
+        return await asyncio.to_thread(self._count, text, False)
+
     async def close(self) -> None:
         """Unloads the model; returns when its threads have ended."""
         holder, self._native = [self._native], None
@@ -132,10 +136,11 @@ class LlamaCppServer:
                 break
         return batch
 
-    def _count(self, prompt: str | list[int]) -> int:
+    def _count(self, prompt: str | list[int], is_first: bool = True) -> int:
         if isinstance(prompt, list):
             return len(prompt)
-        return len(self._ask("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"])
+        asked = {"content": prompt, "add_special": is_first, "parse_special": True}
+        return len(self._ask("/tokenize", asked)["tokens"])
 
     def _ask(self, path: str, body: object = None) -> Any:
         """One question that is answered in one JSON value. Blocks; raises OSError."""

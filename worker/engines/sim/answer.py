@@ -8,6 +8,7 @@ from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
+from lbcore.errors import CannotContinue
 from lbcore.generation import Delta, FinishReason, TokenLogprob, TopLogprob
 
 _WORD_LIST = """
@@ -116,6 +117,24 @@ def _logprob(token: int, position: int, top: int) -> TokenLogprob:
             for rank, other in enumerate(ranked)
         ),
     )
+
+
+def behind(output: Iterator[Delta], text: str) -> tuple[int, Iterator[Delta]]:
+    """What comes behind a text with which an answer began: how many of its deltas are in there, and the others.
+
+    Raises:
+        CannotContinue: the answer does not begin so.
+    """
+    at = count = 0
+    for delta in output:
+        here = text[at : at + len(delta.text)]
+        if not delta.text.startswith(here):
+            break
+        if len(here) < len(delta.text) or at == len(text) or delta.finish_reason is not None:
+            return count, chain((delta._replace(text=delta.text[len(here) :]),), output)
+        at += len(here)
+        count += 1
+    raise CannotContinue("The simulated engine would have answered otherwise.")
 
 
 def stamped_deltas(

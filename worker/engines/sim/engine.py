@@ -69,11 +69,19 @@ class _Request:
     started: bool = False
     output_tokens: int = 0
     """What it will have in the end, over all choices."""
+    begun: tuple[int, int] = (0, 0)
+    """Of its prompt tokens those of an answer that another worker began, and the tokens that had there."""
     produced: bool = False
     """Whether any choice has its first token."""
     choices: list[_Choice] = field(default_factory=list)
     open_choices: int = 0
     """Those of them that have not ended."""
+
+    def finished(self) -> Finished:
+        """Its end."""
+        begun_prompt_tokens, begun_tokens = self.begun
+        prompt_tokens = self.prompt_tokens - begun_prompt_tokens
+        return Finished(prompt_tokens, min(self.cached_tokens, prompt_tokens), self.output_tokens + begun_tokens)
 
 
 @dataclass(slots=True, eq=False)
@@ -135,6 +143,7 @@ class SimEngine:
             capacity=Capacity(
                 max_sequences=options.max_num_seqs, kv_blocks=options.kv_blocks, kv_block_size=options.block_size
             ),
+            continues=not options.stamp,
             prefixes=self._prefixes,
         )
 
@@ -191,10 +200,11 @@ class SimEngine:
         accepted = _Request(request.request_id, emit)
         planned = self._planner.plan(request)
         if self._prefixes is not None and request.prefix_hashes and len(planned) == 1:
-            prompt, tokens, _, _ = planned[0]
+            prompt, tokens = planned[0][:2]
             model = str(fields.json_object(request.body).get("model"))
             self._prefixes.prompt(request, model, prompt.block_hashes(self._options.block_size), tokens)
-        for prompt, prompt_tokens, is_cached, answers in planned:
+        for prompt, prompt_tokens, is_cached, answers, begun in planned:
+            accepted.begun = begun
             accepted.prompt_tokens += prompt_tokens
             hashes = prompt.block_hashes(self._options.block_size) if is_cached else ()
             leads = True
@@ -293,7 +303,7 @@ class SimEngine:
                 self._leave(request)
                 # They know their request: without this none of it would go before somebody looked for cycles.
                 request.choices.clear()
-                request.emit(Finished(request.prompt_tokens, request.cached_tokens, request.output_tokens))
+                request.emit(request.finished())
 
 
 def _start(choice: _Choice, cached_tokens: int) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from lbcore.errors import ContextLengthExceeded, InvalidRequest
+from lbcore.errors import CannotContinue, ContextLengthExceeded, InvalidRequest
 from lbcore.generation import Delta, Dialect, Embedding, FinishReason, GenerationRequest
-from worker.engines.sim.answer import deltas, draw_answer, draw_length, stamped_deltas
-from worker.engines.sim.body import Ask, Prompt, read_body
+from worker.engines.sim.answer import behind, deltas, draw_answer, draw_length, stamped_deltas
+from worker.engines.sim.body import BYTES_PER_TOKEN, Ask, Prompt, read_body
 from worker.engines.sim.embedding import draw_embedding, read_embedding_body
 
 Output = Iterator[Delta | Embedding]
@@ -29,6 +29,8 @@ class PlannedPrompt(NamedTuple):
     """Whether its blocks are looked for in the cache, and left there."""
     answers: list[tuple[int, Output]]
     """For each sequence its output tokens and its output."""
+    begun: tuple[int, int] = (0, 0)
+    """Of an answer that another worker began: its part of the tokens of the prompt, and the tokens it had there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Planner:
         if request.dialect is Dialect.EMBEDDING:
             return self._embeddings(request)
         ask = read_body(request)
+        if request.continuation is not None:
+            return [self._continued(ask, request.continuation.text)]
         return [self._planned(ask, index) for index in range(len(ask.prompts))]
 
     def _embeddings(self, request: GenerationRequest) -> list[PlannedPrompt]:
@@ -74,6 +78,17 @@ class Planner:
                 answer = draw_answer(key, number, length, limited, ask.stop)
                 answers.append((len(answer.tokens), deltas(answer, first + number, ask.top_logprobs)))
         return PlannedPrompt(prompt, prompt_tokens, True, answers)
+
+    def _continued(self, ask: Ask, text: str) -> PlannedPrompt:
+        if self.stamp or len(ask.prompts) * ask.choices_per_prompt > 1:
+            raise CannotContinue("The simulated engine goes on with one choice only, and not with stamps.")
+        prompt, prompt_tokens, is_cached, [(tokens, output)] = self._planned(ask, 0)[:4]
+        begun_tokens, rest = behind(cast("Iterator[Delta]", output), text)
+        is_text = prompt.bytes_per_token == BYTES_PER_TOKEN
+        more = text.encode() if is_text else bytes(begun_tokens * prompt.bytes_per_token)
+        longer = Prompt(prompt.data + more, prompt.bytes_per_token)
+        begun = longer.tokens - prompt_tokens, begun_tokens
+        return PlannedPrompt(longer, longer.tokens, is_cached, [(tokens - begun_tokens, rest)], begun)
 
     def _length(self, ask: Ask, prompt_tokens: int, key: bytes) -> tuple[int, bool]:
         """Tokens that each choice may have, and whether that is a limit rather than the answer's natural end."""
