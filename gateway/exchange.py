@@ -217,7 +217,9 @@ class Exchange:
 
     def _gather(self, events: list[Event], flow: Flow) -> None:
         if self._first_token is None:
-            self._first_token = self._shared.clock.now()
+            dispatch = self._dispatch
+            at = None if dispatch is None else dispatch.first_token_at
+            self._first_token = self._shared.clock.now() if at is None else at
         self._whole = self._answer.add(events)
 
     def _gathered(self, end: End) -> None:

@@ -96,6 +96,7 @@ class Dispatch:
         "_began",
         "_broken_at",
         "_call",
+        "_collected",
         "_continuations",
         "_done",
         "_facts",
@@ -115,6 +116,7 @@ class Dispatch:
         "_route",
         "_take",
         "_tried",
+        "first_token_at",
     )
 
     def __init__(
@@ -141,6 +143,10 @@ class Dispatch:
         self._is_cancelled = False
         self._has_passed_on = False
         self._kept = KeptAnswer() if request.may_continue else None
+        # Of an answer that is read as a whole: until its end it can still be begun again.
+        self._collected: list[Event] = []
+        self.first_token_at: float | None = None
+        """When the first token came, by the dispatcher's clock; None before, and of one that came with the end."""
         self._continuations = 0
         self._broken_at = 0.0
         self._pause: asyncio.TimerHandle | None = None
@@ -236,7 +242,10 @@ class Dispatch:
         if self._progress is None and type(last) is Delta:
             if self._owner.standby is not None:
                 self._owner.standby.answered(self._route.target.worker_id)
-            self._progress = Progress(self._beats, self._owner.clock.now(), self._owner.stall_s)
+            now = self._owner.clock.now()
+            if self.first_token_at is None:
+                self.first_token_at = now
+            self._progress = Progress(self._beats, now, self._owner.stall_s)
             self._owner.stalls.add(self)
         has_failed = type(last) is Failed
         if has_failed:
@@ -246,7 +255,7 @@ class Dispatch:
                 # The answer has begun long ago.
                 events = [event for event in events if type(event) is not Started]
             events = self._held = self._held + events
-            if not has_failed and (type(last) is Finished or (not self._holds_all and _has_delta(events))):
+            if not has_failed and (type(last) is Finished or any(type(event) is Delta for event in events)):
                 self._has_passed_on = True
         if self._has_passed_on and events:
             if self._request.continuation is not None and type(last) is Finished and self._kept is not None:
@@ -261,15 +270,14 @@ class Dispatch:
             self._let_go()
             self._failed(last.error)
 
-    @property
-    def _holds_all(self) -> bool:
-        """Whether nothing is passed on before the end: an answer that is read as a whole, and that no other worker
-        could go on with, can still be begun again."""
-        return self._request.is_whole and not self._request.may_continue
-
     def _hand_on(self, events: list[Event], flow: Flow) -> None:
         if self._kept is not None:
             self._kept.add(events)
+        if self._request.is_whole:
+            self._collected += events
+            if type(events[-1]) is not Finished:
+                return
+            events = self._collected
         try:
             self._take(events, flow)
         except Exception as error:
@@ -288,6 +296,8 @@ class Dispatch:
             return
         if self._has_passed_on:
             self._go_on(failure)
+        elif isinstance(failure, CannotContinue) and self._request.is_whole:
+            self._begin_again(failure)
         elif not self._may_try_again(failure):
             self._owner.routing.release(self._route.ticket)
             self._done(self._as_told(failure))
@@ -306,8 +316,11 @@ class Dispatch:
     def _go_on(self, failure: LoadBalancerError) -> None:
         """Has another worker give the rest of an answer of which a part was passed on."""
         kept = self._kept
-        if kept is None or not failure.retry_elsewhere:
-            self._done(self._as_told(failure))
+        if not failure.retry_elsewhere:
+            self._done(failure)
+            return
+        if kept is None:
+            self._begin_again(failure)
             return
         limit = self._facts.max_output_tokens
         if kept.finish_reason is None and limit and kept.has_all_token_ids and kept.tokens >= limit:
@@ -323,12 +336,24 @@ class Dispatch:
             return
         continuation = kept.continuation()
         if continuation is None or self._continuations >= MAX_CONTINUATIONS:
-            self._done(self._as_told(failure))
+            self._begin_again(failure)
             return
         self._continuations += 1
         self._broken_at = self._owner.clock.now()
         self._request = self._request._replace(continuation=continuation)
         self._tried = frozenset((self._route.target.worker_id,))
+        self._abandoned = (self._route.ticket,)
+        self._ask()
+
+    def _begin_again(self, failure: LoadBalancerError) -> None:
+        """Has another worker give all of an answer that nobody can go on with, if nothing of it was told."""
+        if not self._request.is_whole or not self._may_try_again(failure):
+            self._owner.routing.release(self._route.ticket)
+            self._done(self._as_told(failure))
+            return
+        self._collected = []
+        self._kept = KeptAnswer() if self._request.may_continue else None
+        self._request = self._request._replace(continuation=None)
         self._abandoned = (self._route.ticket,)
         self._ask()
 
@@ -354,6 +379,7 @@ class Dispatch:
         if (
             self._request.continuation is None
             or not isinstance(refusal, NoReadyWorker)
+            or not isinstance(self._failure, WorkerUnreachable)
             or self._owner.clock.now() - self._broken_at >= PATIENCE_S
             or (left_s is not None and left_s <= PAUSE_S)
         ):
@@ -364,9 +390,9 @@ class Dispatch:
         return True
 
     def _as_told(self, failure: LoadBalancerError) -> LoadBalancerError:
-        """What a failure is to whoever has a part of the answer."""
-        has_begun = self._has_passed_on or self._request.continuation is not None
-        if has_begun and isinstance(failure, _MAKES_NO_DIFFERENCE):
+        """What a failure is to whoever has a part of the answer; who reads it as a whole has none."""
+        has_begun = (self._has_passed_on or self._request.continuation is not None) and not self._request.is_whole
+        if (has_begun or isinstance(failure, CannotContinue)) and isinstance(failure, _MAKES_NO_DIFFERENCE):
             return StreamInterrupted("The worker was lost in the middle of the answer.")
         return failure
 
@@ -401,8 +427,8 @@ class Dispatcher:
         stall_s: float = STALL_S,
         standby: Standby | None = None,
     ) -> None:
-        """`stall_s`: an answer of which nothing comes for so long is gone on with elsewhere (`lbcore.stalls`). `standby`
-        names workers when the scheduler cannot."""
+        """`stall_s`: an answer of which nothing comes for so long is gone on with elsewhere (`lbcore.stalls`).
+        `standby` names workers when the scheduler cannot."""
         self.routing = routing
         self.standby = standby
         self.workers = workers
@@ -423,9 +449,11 @@ class Dispatcher:
 
         `request.timeout_s` is the time for all attempts together, and for finding out where to make them. `take` gets
         the events of one attempt, from its first token on; if the worker is lost then, and the request may continue,
-        those that another worker goes on with, as if there had been one. `observe` hears of every attempt when it begins, and again
-        if it fails. None of them is called before this has returned, or after `cancel`. The error that `done` may get
-        is a LoadBalancerError (StreamInterrupted: there is no rest of the answer), or what `take` raised.
+        those that another worker goes on with, as if there had been one; of an answer that is read as a whole all at
+        its end, before which it can be begun again. `observe` hears of every attempt when it
+        begins, and again if it fails. None of them is called before this has returned, or after `cancel`. The error
+        that `done` may get is a LoadBalancerError (StreamInterrupted: there is no rest of the answer), or what `take`
+        raised.
         """
         return Dispatch(self, facts, request, take, done, observe)
 
@@ -480,10 +508,6 @@ class Dispatcher:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-
-
-def _has_delta(events: list[Event]) -> bool:
-    return any(type(event) is Delta for event in events)
 
 
 def _verdict(failure: LoadBalancerError | None, refusal: LoadBalancerError) -> LoadBalancerError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lbcore.generation import Continuation, Delta, Event, FinishReason, Finished, Started
+from lbcore.generation import Continuation, Delta, Event, Finished, FinishReason, Started
 
 _FOLD = 256
 """Deltas that are kept as they came before they become one: an object for each token of a long answer is more than its

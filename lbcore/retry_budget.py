@@ -1,4 +1,4 @@
-"""How many second tries there may be: a share of the requests, so that a fleet in trouble is not asked thrice for all."""
+"""How many second tries there may be: a share of the requests, lest a fleet in trouble be asked thrice for all."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ HOLD_STEPS = 1.0
 """A worker has room for any request while it has less prefill in front than so many of its decoding steps take."""
 
 HOLD_MS = 10.0
-"""The same in milliseconds, where steps are short: what it takes at a busy moment until a request that is sent is there,
-or until the scheduler hears that one is done. A worker with less in front would have nothing to do meanwhile."""
+"""The same in milliseconds, where steps are short: what it takes at a busy moment until a request that is sent is
+there, or until the scheduler hears that one is done. A worker with less in front would have nothing to do meanwhile."""
 
 BATCH_STEPS = 6.0
 """And for a short one while both together take no more than so many: a fixed cost of one step in seven is lost. A long

@@ -122,7 +122,8 @@ class RoutingClient:
         self._deadlines = Deadlines()
         self._next_call_id = 0
         self._silent_since: float | None = None
-        """When the scheduler counted as gone for its silence, or was last asked in spite of that; None when it does not."""
+        """When the scheduler began to count as gone for its silence, or was last asked in spite of that; None when it
+        does not."""
 
     def ask(
         self,
@@ -198,8 +199,8 @@ class RoutingClient:
         return question
 
     def _not_asked(self, facts: RouteFacts, answered: Answered) -> Question:
-        """What becomes of a question while the scheduler counts as gone for its silence; now and then it is asked all the
-        same, for nobody, to hear whether it is back."""
+        """What becomes of a question while the scheduler counts as gone for its silence; now and then it is asked all
+        the same, for nobody, to hear whether it is back."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._silent_since is not None and now >= self._silent_since + PROBE_S:

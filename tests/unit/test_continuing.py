@@ -201,6 +201,44 @@ async def test_an_answer_read_as_a_whole_that_may_not_be_gone_on_with_is_begun_a
     assert given(one, "w1") is None
 
 
+async def test_an_answer_read_as_a_whole_is_gone_on_with_and_told_at_its_end() -> None:
+    one = scene(route("w0", 1), route("w1", 2), w0=[[STARTED, A], [B], [LOST]], w1=[[C], [STOP, END]])
+    await one.read(is_whole=True, may_continue=True)
+    assert one.batches == [[STARTED, A, B, C, STOP, END]]
+    assert given(one, "w1") == Continuation("ab", "", (1, 2))
+
+
+async def test_one_that_no_engine_can_go_on_with_is_begun_again() -> None:
+    one = scene(
+        *(route(f"w{number}", number + 1) for number in range(3)),
+        w0=[[STARTED, A], [LOST]],
+        w1=[[Failed(CannotContinue("No."))]],
+        w2=[[Started(11), B], [STOP, END]],
+    )
+    await one.read(is_whole=True, may_continue=True)
+    assert one.batches == [[Started(11), B, STOP, END]]
+    assert given(one, "w2") is None
+
+
+async def test_one_that_is_begun_again_is_tried_no_more_often_than_others() -> None:
+    failing: dict[str, Any] = {f"w{number}": [[STARTED, A], [LOST]] for number in range(5)}
+    one = scene(*(route(f"w{number}", number + 1) for number in range(5)), **failing)
+    assert await one.fail(is_whole=True) is UNREACHABLE
+    assert len(one.workers.calls) == MAX_ATTEMPTS
+    assert one.events == []
+
+
+async def test_the_first_token_of_an_answer_read_as_a_whole_is_noted_when_it_comes() -> None:
+    one = scene(route("w0", 1), w0=[[STARTED, A]])
+    running = one.start(lambda batch, flow: None, lambda end: None, is_whole=True)
+    await settle()
+    came_at = one.clock.now()
+    one.clock.advance(5.0)
+    one.workers.calls["w0"].feed([STOP, END])
+    await settle()
+    assert running.first_token_at == came_at
+
+
 async def test_refusals_are_tried_elsewhere_for_a_share_of_the_requests_only() -> None:
     one = scene()
     outcomes = []

@@ -125,6 +125,8 @@ class FakeDispatcher:
 class FakeDispatch:
     """One request that is answered in steps, until it is cancelled."""
 
+    first_token_at: float | None = None
+
     def __init__(self, steps: Coroutine[Any, Any, Finished], done: Callable[[End], None]) -> None:
         self._done: Callable[[End], None] | None = done
         self._task = asyncio.get_running_loop().create_task(steps)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from lbcore.api.v1 import failure_pb2 as lbcore_dot_api_dot_v1_dot_failure__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elbcore/api/v1/generation.proto\x12\rlbcore.api.v1\x1a\x1blbcore/api/v1/failure.proto\"\xeb\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x06\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x1e\n\x14\x63hat_completion_json\x18\x05 \x01(\x0cH\x00\x12\x19\n\x0f\x63ompletion_json\x18\x06 \x01(\x0cH\x00\x12*\n\x05typed\x18\x07 \x01(\x0b\x32\x19.lbcore.api.v1.TypedInputH\x00\x12\x18\n\x0e\x65mbedding_json\x18\x08 \x01(\x0cH\x00\x12\x15\n\rprefix_hashes\x18\t \x03(\x06\x12\x1f\n\x17prefix_block_byte_count\x18\n \x01(\r\x12\x19\n\x11prompt_byte_count\x18\x0b \x01(\r\x12\x31\n\x0c\x63ontinuation\x18\x0c \x01(\x0b\x32\x1b.lbcore.api.v1.ContinuationB\x07\n\x05input\"B\n\x0c\x43ontinuation\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\treasoning\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\"\xc3\x01\n\nTypedInput\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12,\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.lbcore.api.v1.TokenIdsH\x00\x12\x33\n\x0c\x63onversation\x18\x04 \x01(\x0b\x32\x1b.lbcore.api.v1.ConversationH\x00\x12)\n\x08sampling\x18\x05 \x01(\x0b\x32\x17.lbcore.api.v1.SamplingB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"8\n\x0c\x43onversation\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.lbcore.api.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x82\x02\n\x08Sampling\x12\x1c\n\x0fmax_token_count\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x19\n\x0c\x63hoice_count\x18\x06 \x01(\rH\x04\x88\x01\x01\x12\x17\n\nignore_eos\x18\x07 \x01(\x08H\x05\x88\x01\x01\x42\x12\n\x10_max_token_countB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0f\n\r_choice_countB\r\n\x0b_ignore_eos\"\xc9\x01\n\x10GenerateResponse\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x16.lbcore.api.v1.StartedH\x00\x12%\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x14.lbcore.api.v1.DeltaH\x00\x12+\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x17.lbcore.api.v1.FinishedH\x00\x12-\n\tembedding\x18\x04 \x01(\x0b\x32\x18.lbcore.api.v1.EmbeddingH\x00\x42\x07\n\x05\x65vent\"A\n\x07Started\x12\x1a\n\x12prompt_token_count\x18\x01 \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x02 \x01(\r\"\xf9\x01\n\x05\x44\x65lta\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x11\n\treasoning\x18\x04 \x01(\t\x12\x30\n\ntool_calls\x18\x05 \x03(\x0b\x32\x1c.lbcore.api.v1.ToolCallDelta\x12-\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1b.lbcore.api.v1.TokenLogprob\x12\x32\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x1b.lbcore.api.v1.FinishReason\x12\x11\n\ttext_only\x18\x08 \x01(\x08\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"k\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\x12&\n\x03top\x18\x04 \x03(\x0b\x32\x19.lbcore.api.v1.TopLogprob\"A\n\nTopLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\"*\n\tEmbedding\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"^\n\x08\x46inished\x12\x1a\n\x12prompt_token_count\x18\x01 \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x02 \x01(\r\x12\x1a\n\x12output_token_count\x18\x03 \x01(\r\"\x83\x01\n\x15GenerateStreamRequest\x12*\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1b.lbcore.api.v1.GenerateCall\x12\x1a\n\x12\x63\x61ncelled_call_ids\x18\x02 \x03(\x04\x12\"\n\x05rooms\x18\x03 \x03(\x0b\x32\x13.lbcore.api.v1.Room\"\x88\x01\n\x0cGenerateCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.lbcore.api.v1.GenerateRequest\x12\x0c\n\x04room\x18\x03 \x01(\r\x12\x19\n\x11without_token_ids\x18\x04 \x01(\x08\x12\r\n\x05whole\x18\x05 \x01(\x08\",\n\x04Room\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\r\"B\n\x16GenerateStreamResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.lbcore.api.v1.CallEvent\"\xfe\x01\n\tCallEvent\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12)\n\x07started\x18\x02 \x01(\x0b\x32\x16.lbcore.api.v1.StartedH\x00\x12%\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x14.lbcore.api.v1.DeltaH\x00\x12+\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x17.lbcore.api.v1.FinishedH\x00\x12)\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x16.lbcore.api.v1.FailureH\x00\x12-\n\tembedding\x18\x06 \x01(\x0b\x32\x18.lbcore.api.v1.EmbeddingH\x00\x42\x07\n\x05\x65vent\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1e\n\rAbortResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x32\x89\x02\n\x11GenerationService\x12M\n\x08Generate\x12\x1e.lbcore.api.v1.GenerateRequest\x1a\x1f.lbcore.api.v1.GenerateResponse0\x01\x12\x61\n\x0eGenerateStream\x12$.lbcore.api.v1.GenerateStreamRequest\x1a%.lbcore.api.v1.GenerateStreamResponse(\x01\x30\x01\x12\x42\n\x05\x41\x62ort\x12\x1b.lbcore.api.v1.AbortRequest\x1a\x1c.lbcore.api.v1.AbortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elbcore/api/v1/generation.proto\x12\rlbcore.api.v1\x1a\x1blbcore/api/v1/failure.proto\"\xeb\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x06\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x1e\n\x14\x63hat_completion_json\x18\x05 \x01(\x0cH\x00\x12\x19\n\x0f\x63ompletion_json\x18\x06 \x01(\x0cH\x00\x12*\n\x05typed\x18\x07 \x01(\x0b\x32\x19.lbcore.api.v1.TypedInputH\x00\x12\x18\n\x0e\x65mbedding_json\x18\x08 \x01(\x0cH\x00\x12\x15\n\rprefix_hashes\x18\t \x03(\x06\x12\x1f\n\x17prefix_block_byte_count\x18\n \x01(\r\x12\x19\n\x11prompt_byte_count\x18\x0b \x01(\r\x12\x31\n\x0c\x63ontinuation\x18\x0c \x01(\x0b\x32\x1b.lbcore.api.v1.ContinuationB\x07\n\x05input\"B\n\x0c\x43ontinuation\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\treasoning\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\"\xc3\x01\n\nTypedInput\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12,\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.lbcore.api.v1.TokenIdsH\x00\x12\x33\n\x0c\x63onversation\x18\x04 \x01(\x0b\x32\x1b.lbcore.api.v1.ConversationH\x00\x12)\n\x08sampling\x18\x05 \x01(\x0b\x32\x17.lbcore.api.v1.SamplingB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"8\n\x0c\x43onversation\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.lbcore.api.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x82\x02\n\x08Sampling\x12\x1c\n\x0fmax_token_count\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x19\n\x0c\x63hoice_count\x18\x06 \x01(\rH\x04\x88\x01\x01\x12\x17\n\nignore_eos\x18\x07 \x01(\x08H\x05\x88\x01\x01\x42\x12\n\x10_max_token_countB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0f\n\r_choice_countB\r\n\x0b_ignore_eos\"\xc9\x01\n\x10GenerateResponse\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x16.lbcore.api.v1.StartedH\x00\x12%\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x14.lbcore.api.v1.DeltaH\x00\x12+\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x17.lbcore.api.v1.FinishedH\x00\x12-\n\tembedding\x18\x04 \x01(\x0b\x32\x18.lbcore.api.v1.EmbeddingH\x00\x42\x07\n\x05\x65vent\"A\n\x07Started\x12\x1a\n\x12prompt_token_count\x18\x01 \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x02 \x01(\r\"\x91\x02\n\x05\x44\x65lta\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x11\n\treasoning\x18\x04 \x01(\t\x12\x30\n\ntool_calls\x18\x05 \x03(\x0b\x32\x1c.lbcore.api.v1.ToolCallDelta\x12-\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1b.lbcore.api.v1.TokenLogprob\x12\x32\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x1b.lbcore.api.v1.FinishReason\x12\x11\n\ttext_only\x18\x08 \x01(\x08\x12\x16\n\x0etoken_plus_one\x18\t \x01(\x04\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"k\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\x12&\n\x03top\x18\x04 \x03(\x0b\x32\x19.lbcore.api.v1.TopLogprob\"A\n\nTopLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\"*\n\tEmbedding\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\"^\n\x08\x46inished\x12\x1a\n\x12prompt_token_count\x18\x01 \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x02 \x01(\r\x12\x1a\n\x12output_token_count\x18\x03 \x01(\r\"\x83\x01\n\x15GenerateStreamRequest\x12*\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1b.lbcore.api.v1.GenerateCall\x12\x1a\n\x12\x63\x61ncelled_call_ids\x18\x02 \x03(\x04\x12\"\n\x05rooms\x18\x03 \x03(\x0b\x32\x13.lbcore.api.v1.Room\"\x88\x01\n\x0cGenerateCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.lbcore.api.v1.GenerateRequest\x12\x0c\n\x04room\x18\x03 \x01(\r\x12\x19\n\x11without_token_ids\x18\x04 \x01(\x08\x12\r\n\x05whole\x18\x05 \x01(\x08\",\n\x04Room\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\r\"B\n\x16GenerateStreamResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.lbcore.api.v1.CallEvent\"\xfe\x01\n\tCallEvent\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12)\n\x07started\x18\x02 \x01(\x0b\x32\x16.lbcore.api.v1.StartedH\x00\x12%\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x14.lbcore.api.v1.DeltaH\x00\x12+\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x17.lbcore.api.v1.FinishedH\x00\x12)\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x16.lbcore.api.v1.FailureH\x00\x12-\n\tembedding\x18\x06 \x01(\x0b\x32\x18.lbcore.api.v1.EmbeddingH\x00\x42\x07\n\x05\x65vent\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1e\n\rAbortResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x32\x89\x02\n\x11GenerationService\x12M\n\x08Generate\x12\x1e.lbcore.api.v1.GenerateRequest\x1a\x1f.lbcore.api.v1.GenerateResponse0\x01\x12\x61\n\x0eGenerateStream\x12$.lbcore.api.v1.GenerateStreamRequest\x1a%.lbcore.api.v1.GenerateStreamResponse(\x01\x30\x01\x12\x42\n\x05\x41\x62ort\x12\x1b.lbcore.api.v1.AbortRequest\x1a\x1c.lbcore.api.v1.AbortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lbcore.api.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2725
-  _globals['_FINISHREASON']._serialized_end=2884
+  _globals['_FINISHREASON']._serialized_start=2749
+  _globals['_FINISHREASON']._serialized_end=2908
   _globals['_GENERATEREQUEST']._serialized_start=79
   _globals['_GENERATEREQUEST']._serialized_end=442
   _globals['_CONTINUATION']._serialized_start=444
@@ -53,31 +53,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTED']._serialized_start=1300
   _globals['_STARTED']._serialized_end=1365
   _globals['_DELTA']._serialized_start=1368
-  _globals['_DELTA']._serialized_end=1617
-  _globals['_TOOLCALLDELTA']._serialized_start=1619
-  _globals['_TOOLCALLDELTA']._serialized_end=1694
-  _globals['_TOKENLOGPROB']._serialized_start=1696
-  _globals['_TOKENLOGPROB']._serialized_end=1803
-  _globals['_TOPLOGPROB']._serialized_start=1805
-  _globals['_TOPLOGPROB']._serialized_end=1870
-  _globals['_EMBEDDING']._serialized_start=1872
-  _globals['_EMBEDDING']._serialized_end=1914
-  _globals['_FINISHED']._serialized_start=1916
-  _globals['_FINISHED']._serialized_end=2010
-  _globals['_GENERATESTREAMREQUEST']._serialized_start=2013
-  _globals['_GENERATESTREAMREQUEST']._serialized_end=2144
-  _globals['_GENERATECALL']._serialized_start=2147
-  _globals['_GENERATECALL']._serialized_end=2283
-  _globals['_ROOM']._serialized_start=2285
-  _globals['_ROOM']._serialized_end=2329
-  _globals['_GENERATESTREAMRESPONSE']._serialized_start=2331
-  _globals['_GENERATESTREAMRESPONSE']._serialized_end=2397
-  _globals['_CALLEVENT']._serialized_start=2400
-  _globals['_CALLEVENT']._serialized_end=2654
-  _globals['_ABORTREQUEST']._serialized_start=2656
-  _globals['_ABORTREQUEST']._serialized_end=2690
-  _globals['_ABORTRESPONSE']._serialized_start=2692
-  _globals['_ABORTRESPONSE']._serialized_end=2722
-  _globals['_GENERATIONSERVICE']._serialized_start=2887
-  _globals['_GENERATIONSERVICE']._serialized_end=3152
+  _globals['_DELTA']._serialized_end=1641
+  _globals['_TOOLCALLDELTA']._serialized_start=1643
+  _globals['_TOOLCALLDELTA']._serialized_end=1718
+  _globals['_TOKENLOGPROB']._serialized_start=1720
+  _globals['_TOKENLOGPROB']._serialized_end=1827
+  _globals['_TOPLOGPROB']._serialized_start=1829
+  _globals['_TOPLOGPROB']._serialized_end=1894
+  _globals['_EMBEDDING']._serialized_start=1896
+  _globals['_EMBEDDING']._serialized_end=1938
+  _globals['_FINISHED']._serialized_start=1940
+  _globals['_FINISHED']._serialized_end=2034
+  _globals['_GENERATESTREAMREQUEST']._serialized_start=2037
+  _globals['_GENERATESTREAMREQUEST']._serialized_end=2168
+  _globals['_GENERATECALL']._serialized_start=2171
+  _globals['_GENERATECALL']._serialized_end=2307
+  _globals['_ROOM']._serialized_start=2309
+  _globals['_ROOM']._serialized_end=2353
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=2355
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=2421
+  _globals['_CALLEVENT']._serialized_start=2424
+  _globals['_CALLEVENT']._serialized_end=2678
+  _globals['_ABORTREQUEST']._serialized_start=2680
+  _globals['_ABORTREQUEST']._serialized_end=2714
+  _globals['_ABORTRESPONSE']._serialized_start=2716
+  _globals['_ABORTRESPONSE']._serialized_end=2746
+  _globals['_GENERATIONSERVICE']._serialized_start=2911
+  _globals['_GENERATIONSERVICE']._serialized_end=3176
 # @@protoc_insertion_point(module_scope)

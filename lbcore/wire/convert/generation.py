@@ -36,6 +36,7 @@ _FINISH = {
     FinishReason.CONTENT_FILTER: generation_pb2.FINISH_REASON_CONTENT_FILTER,
 }
 _NO_MESSAGE = "The engine answered with something that cannot be passed on."
+_MAX_TOKEN = 2**32 - 1
 _new = tuple.__new__
 _FINISH_BACK = {number: reason for reason, number in _FINISH.items()}
 
@@ -269,8 +270,11 @@ def event_from_proto(message: generation_pb2.CallEvent | generation_pb2.Generate
     kind = message.WhichOneof("event")
     if kind == "delta":
         delta = message.delta
+        # Once per token: past the constructor, which is a function of Python's.
+        token = delta.token_plus_one
+        if token:
+            return _new(Delta, (delta.choice_index, delta.text, (token - 1,), "", (), (), None))
         if delta.text_only:
-            # Once per token: past the constructor, which is a function of Python's.
             return _new(Delta, (delta.choice_index, delta.text, (), "", (), (), None))
         return _delta_from_proto(delta)
     if kind == "started":
@@ -320,21 +324,32 @@ def _write_finished(event: Finished, message: generation_pb2.Finished) -> None:
 
 def _delta_to_proto(event: Delta) -> generation_pb2.Delta:
     message = generation_pb2.Delta()
-    _write_delta(event, message, with_token_ids=True)
+    _write_delta(event, message, with_token_ids=True, is_short=False)
     return message
 
 
-def _write_delta(event: Delta, message: generation_pb2.Delta, with_token_ids: bool) -> None:
+def _write_delta(event: Delta, message: generation_pb2.Delta, with_token_ids: bool, is_short: bool = True) -> None:
+    """Without `is_short` a single token stands in the list too, where callers in other languages look for it."""
     # Once per token: taking it apart in one go costs less than asking for each field.
     choice, text, token_ids, reasoning, tool_calls, logprobs, finish_reason = event
     if text:
         message.text = text
     if choice:
         message.choice_index = choice
-    if not (token_ids and with_token_ids) and not (reasoning or tool_calls or logprobs or finish_reason):
-        message.text_only = True
-        return
-    if token_ids and with_token_ids:
+    if not with_token_ids:
+        token_ids = ()
+    if not (reasoning or tool_calls or logprobs or finish_reason):
+        if not token_ids:
+            message.text_only = True
+            return
+        if is_short and len(token_ids) == 1:
+            # As nearly every delta: a number is read in a third of the time of a list.
+            (token,) = token_ids
+            if not 0 <= token <= _MAX_TOKEN:
+                raise ValueError("a token id beyond 32 bits")
+            message.token_plus_one = token + 1
+            return
+    if token_ids:
         message.token_ids.extend(token_ids)
     if reasoning:
         message.reasoning = reasoning

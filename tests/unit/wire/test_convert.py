@@ -141,9 +141,10 @@ generation_requests = st.builds(
     ticket=tickets,
     timeout_s=st.none() | st.integers(1, 2**32 - 1).map(lambda milliseconds: milliseconds / 1000),
     priority=st.integers(-(2**31), 2**31 - 1),
-    # These two travel beside the request, on the stream that many share.
+    # These travel beside the request, on the stream that many share, or not at all.
     wants_token_ids=st.just(True),
     is_whole=st.just(False),
+    may_continue=st.just(False),
     prefix_hashes=st.lists(U64, min_size=1, max_size=3).map(tuple),
     prefix_block_bytes=U32,
     prompt_bytes=st.integers(1, 2**32 - 1),
@@ -248,52 +249,60 @@ def test_events_that_travel_together_keep_their_order_and_their_calls(numbered: 
     ]
 
 
+def mark_of(delta: generation_pb2.Delta) -> str:
+    """By what a reader sees that it need not look further."""
+    assert not (delta.text_only and delta.token_plus_one)
+    return "text" if delta.text_only else "token" if delta.token_plus_one else ""
+
+
 @given(deltas, st.booleans())
-def test_a_delta_is_marked_as_text_only_when_it_says_nothing_else(delta: Delta, with_token_ids: bool) -> None:
+def test_a_delta_is_marked_when_it_says_no_more_than_a_token(delta: Delta, with_token_ids: bool) -> None:
     entry = entry_of(delta, with_token_ids).delta
     arrives = as_read(delta, with_token_ids)
-    assert entry.text_only == (arrives == Delta(choice=delta.choice, text=delta.text))
-    # A reader that does not know the mark reads the same.
-    entry.text_only = False
-    assert convert.event_from_proto(generation_pb2.CallEvent(delta=entry)) == arrives
+    assert isinstance(arrives, Delta)
+    is_small = arrives == Delta(delta.choice, delta.text, arrives.token_ids)
+    assert mark_of(entry) == (("text", "token", "")[min(2, len(arrives.token_ids))] if is_small else "")
 
 
 @pytest.mark.parametrize(
-    ("delta", "with_token_ids", "is_text_only"),
+    ("delta", "with_token_ids", "mark"),
     [
-        (Delta(text="a"), True, True),
-        (Delta(text="a"), False, True),
-        (Delta(choice=3, text="a"), True, True),
-        (Delta(), True, True),
-        (Delta(), False, True),
-        (Delta(text="a", token_ids=(5,)), True, False),
-        (Delta(text="a", token_ids=(5,)), False, True),
-        (Delta(token_ids=(5,)), True, False),
-        (Delta(token_ids=(5,)), False, True),
-        (Delta(text="a", reasoning="b"), False, False),
-        (Delta(text="a", finish_reason=FinishReason.STOP), False, False),
-        (Delta(finish_reason=FinishReason.STOP), False, False),
-        (Delta(text="a", tool_calls=(ToolCallDelta(0, "call"),)), False, False),
-        (Delta(text="a", logprobs=(TokenLogprob("a", -1.0, b"a"),)), False, False),
-        (Delta(text="a", token_ids=(5,), logprobs=(TokenLogprob("a", -1.0, b"a"),)), False, False),
+        (Delta(text="a"), True, "text"),
+        (Delta(text="a"), False, "text"),
+        (Delta(choice=3, text="a"), True, "text"),
+        (Delta(), True, "text"),
+        (Delta(), False, "text"),
+        (Delta(text="a", token_ids=(5,)), True, "token"),
+        (Delta(text="a", token_ids=(0,)), True, "token"),
+        (Delta(text="a", token_ids=(2**32 - 1,)), True, "token"),
+        (Delta(text="a", token_ids=(5,)), False, "text"),
+        (Delta(text="a", token_ids=(5, 6)), True, ""),
+        (Delta(text="a", token_ids=(5, 6)), False, "text"),
+        (Delta(token_ids=(5,)), True, "token"),
+        (Delta(text="a", reasoning="b"), False, ""),
+        (Delta(text="a", finish_reason=FinishReason.STOP), False, ""),
+        (Delta(text="a", token_ids=(0,), finish_reason=FinishReason.STOP), True, ""),
+        (Delta(finish_reason=FinishReason.STOP), False, ""),
+        (Delta(text="a", tool_calls=(ToolCallDelta(0, "call"),)), False, ""),
+        (Delta(text="a", logprobs=(TokenLogprob("a", -1.0, b"a"),)), False, ""),
+        (Delta(text="a", token_ids=(5,), logprobs=(TokenLogprob("a", -1.0, b"a"),)), True, ""),
     ],
 )
-def test_what_travels_as_text_only_is_read_as_it_was_said(
-    delta: Delta, with_token_ids: bool, is_text_only: bool
-) -> None:
+def test_what_is_marked_is_read_as_it_was_said(delta: Delta, with_token_ids: bool, mark: str) -> None:
     entry = entry_of(delta, with_token_ids)
     assert entry.WhichOneof("event") == "delta"
-    assert entry.delta.text_only == is_text_only
+    assert mark_of(entry.delta) == mark
     assert convert.event_from_proto(entry) == as_read(delta, with_token_ids)
     again = generation_pb2.CallEvent.FromString(entry.SerializeToString())
     assert convert.event_from_proto(again) == as_read(delta, with_token_ids)
     assert type(convert.event_from_proto(again)) is Delta
 
 
-def test_generate_tells_token_ids_and_marks_what_has_none() -> None:
+def test_generate_tells_token_ids_in_their_list() -> None:
     plain = convert.response_from_event(Delta(choice=1, text="a"))
     with_ids = convert.response_from_event(Delta(choice=1, text="a", token_ids=(5,)))
-    assert (plain.delta.text_only, with_ids.delta.text_only) == (True, False)
+    assert (mark_of(plain.delta), mark_of(with_ids.delta)) == ("text", "")
+    assert [*with_ids.delta.token_ids] == [5]
     assert convert.event_from_proto(plain) == Delta(choice=1, text="a")
     assert convert.event_from_proto(with_ids) == Delta(choice=1, text="a", token_ids=(5,))
 

@@ -125,15 +125,14 @@ def behind(output: Iterator[Delta], text: str) -> tuple[int, Iterator[Delta]]:
     Raises:
         CannotContinue: the answer does not begin so.
     """
-    at = count = 0
-    for delta in output:
+    at = 0
+    for count, delta in enumerate(output):
         here = text[at : at + len(delta.text)]
         if not delta.text.startswith(here):
             break
         if len(here) < len(delta.text) or at == len(text) or delta.finish_reason is not None:
             return count, chain((delta._replace(text=delta.text[len(here) :]),), output)
         at += len(here)
-        count += 1
     raise CannotContinue("The simulated engine would have answered otherwise.")
 
 
