@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev ## run the tests; ARGS="-k pool" and the like go to
 test-engines: $(VENV_ENGINES)/.installed ## run the tests of engines with heavy packages (vLLM, transformers) on the CPU
 	@VLLM_CPU_KVCACHE_SPACE=1 $(VENV_ENGINES)/bin/python -m pytest -p no:cacheprovider -W default \
 	  -o asyncio_default_test_loop_scope=session -o asyncio_default_fixture_loop_scope=session \
-	  --engines $(HEAVY_ENGINES) tests/contract/test_engines.py tests/contract/test_embeddings.py tests/engines $(ARGS)
+	  --engines $(HEAVY_ENGINES) tests/contract/test_continuation.py tests/contract/test_engines.py tests/contract/test_embeddings.py tests/engines $(ARGS)
 
 lint: $(VENV)/.installed-dev ## format, style, types, import contracts, protocol, generated code
 	@$(BIN)/ruff format --check .

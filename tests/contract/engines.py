@@ -189,6 +189,7 @@ ENGINES = (
         _LLAMACPP_OFFERS,
         tells_token_ids=False,
         tells_kv_blocks=False,
+        continues=True,
     ),
     # Fewer sequences than choices are asked for at once.
     EngineCase(
@@ -197,6 +198,7 @@ ENGINES = (
         _LLAMACPP_OFFERS,
         tells_token_ids=False,
         tells_kv_blocks=False,
+        continues=True,
     ),
     EngineCase(
         "openai-embeddings",
@@ -214,6 +216,7 @@ ENGINES = (
         frozenset(Feature) - {Feature.SUFFIX, Feature.EMBEDDINGS},
         counts_prompt_first=False,
         shared=True,
+        continues=True,
     ),
     EngineCase(
         "openai-vllm-embeddings",
@@ -230,6 +233,7 @@ ENGINES = (
         frozenset(Feature) - {Feature.SUFFIX, Feature.EMBEDDINGS},
         counts_prompt_first=False,
         shared=True,
+        continues=True,
         extra="vllm",
     ),
     # Few sequences, prompts in many steps, and so few blocks that long answers are preempted.
@@ -239,6 +243,7 @@ ENGINES = (
         frozenset(Feature) - {Feature.SUFFIX, Feature.FORCED_TOOL, Feature.EMBEDDINGS},
         counts_prompt_first=False,
         shared=True,
+        continues=True,
         extra="vllm",
     ),
     EngineCase(
@@ -253,6 +258,7 @@ ENGINES = (
         "transformers",
         _transformers(TransformersOptions(context_length=1024)),
         _SIM_OFFERS | {Feature.LOGIT_BIAS},
+        continues=True,
         extra="transformers",
     ),
     # So few blocks that sequences are preempted, fewer sequences than choices, and prompts in many steps.
@@ -260,6 +266,7 @@ ENGINES = (
         "transformers-cramped",
         _transformers(TransformersOptions(context_length=512, max_num_seqs=3, max_batch_tokens=24, kv_blocks=36)),
         _SIM_OFFERS | {Feature.LOGIT_BIAS},
+        continues=True,
         extra="transformers",
     ),
 )

@@ -159,6 +159,8 @@ class FakeTransport:
 class Asked:
     """One request that reached the dispatcher, answered when a test says so."""
 
+    first_token_at: float | None = None
+
     is_cancelled = False
     is_answered = False
 

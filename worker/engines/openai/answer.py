@@ -7,10 +7,11 @@ from typing import Any
 
 import orjson
 
-from lbcore.errors import ContextLengthExceeded, EngineFailed
+from lbcore.errors import CannotContinue, ContextLengthExceeded, EngineFailed
 from lbcore.generation import Delta, Event, Finished, FinishReason, Started, ToolCallDelta
 from worker.engines.openai import chunks
 from worker.engines.openai.body import Ask
+from worker.engines.openai.continuation import Begun
 from worker.engines.openai.errors import BadAnswer, BadEnd, cut_off, from_json, unreadable
 from worker.engines.openai.kinds import Facts
 from worker.engines.stop import StopFilter
@@ -19,10 +20,15 @@ DONE = b"[DONE]"
 
 
 class _Choice:
-    __slots__ = ("counted", "ended", "filter", "tokens")
+    __slots__ = ("counted", "ended", "filter", "held", "repeats", "tells_ids", "tokens")
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
+    def __init__(self, stop: tuple[str, ...], begun: Begun | None) -> None:
         self.filter = StopFilter(stop) if stop else None
+        self.held = begun.held if begun is not None else ""
+        """Text that goes before the server's, since it was held back when the answer was cut."""
+        self.repeats = begun.repeats if begun is not None else ()
+        """Token ids that the server tells and the caller has."""
+        self.tells_ids = begun is None or begun.tells_ids
         self.tokens = 0
         self.ended = False
         self.counted = False
@@ -36,9 +42,13 @@ class Answer:
     that a server did not stream. Each yields events and raises BadAnswer; after Finished there is nothing more to read.
     """
 
-    def __init__(self, ask: Ask, stop: tuple[str, ...], facts: Facts, context_length: int) -> None:
-        """`stop` are the stop strings that the server was not told of; they are looked for here."""
+    def __init__(
+        self, ask: Ask, stop: tuple[str, ...], facts: Facts, context_length: int, begun: Begun | None = None
+    ) -> None:
+        """`stop` are the stop strings that the server was not told of; they are looked for here. `begun` is what there
+        was of the answer before, which the server takes for a part of the prompt."""
         self._ask = ask
+        self._begun = begun
         self._stop = stop
         self._kind = facts.kind
         self._context_length = context_length
@@ -112,8 +122,12 @@ class Answer:
             yield self._finished()
 
     def _finished(self) -> Finished:
-        counted = sum(choice.tokens for choice in self._choices.values())
-        return Finished(self.prompt_tokens, self.cached_tokens, self._output_tokens or counted)
+        output_tokens = self._output_tokens or sum(choice.tokens for choice in self._choices.values())
+        begun = self._begun
+        if begun is None:
+            return Finished(self.prompt_tokens, self.cached_tokens, output_tokens)
+        prompt_tokens = max(0, self.prompt_tokens - len(begun.token_ids))
+        return Finished(prompt_tokens, min(self.cached_tokens, prompt_tokens), begun.tokens + output_tokens)
 
     def _read(self, chunk: Mapping[str, Any]) -> Iterator[Event]:
         bad = from_json(chunk, self._ask.prompt_field)
@@ -150,6 +164,8 @@ class Answer:
     def _count(self, index: int, prompt_tokens: int, cached_tokens: int) -> None:
         """The server has told how long the prompt of a choice is, before it goes on with it."""
         asked, limit = self._ask.max_tokens, self._context_length
+        if asked is not None and self._begun is not None:
+            asked -= self._begun.tokens
         if asked is not None and limit and prompt_tokens + asked > limit:
             # Servers break the answer off where their context ends, and nobody would know why.
             error = ContextLengthExceeded(
@@ -181,7 +197,7 @@ class Answer:
         if choice is None:
             if not 0 <= index < self._ask.choices:
                 raise ValueError
-            choice = self._choices[index] = _Choice(self._stop)
+            choice = self._choices[index] = _Choice(self._stop, self._begun)
         stated = said.get("finish_reason")
         if stated:
             self._last_ended = index
@@ -197,6 +213,10 @@ class Answer:
                 calls = chunks.tool_calls(message.get("tool_calls"))
         else:
             text = chunks.text_of(said.get("text"))
+        if reasoning and self._begun is not None and self._begun.text:
+            # It takes what follows for the begin of an answer, and may not know where the reasoning ends.
+            error = CannotContinue("The upstream server reasons in the middle of the answer.")
+            raise BadAnswer(BadEnd.REFUSED, error)
         ids = chunks.ids_of(said.get("token_ids"))
         if stated in chunks.GAVE_UP:
             raise BadAnswer(BadEnd.FAILED, EngineFailed("The upstream server gave the request up."))
@@ -206,9 +226,12 @@ class Answer:
             tokens = len(ids) or len(logprobs) or 1
             choice.tokens += tokens
             self.tokens += tokens
-        if choice.filter is not None:
+        # What was held back goes along with a token, or it would look like one of which no id was told.
+        if choice.filter is not None and (text or ids or reason):
             text, reason = self._cut(choice, text, reason, chunk)
         choice.ended = reason is not None
+        if self._begun is not None and ids:
+            ids = _new_ids(choice, ids)
         if not (text or ids or reasoning or calls or logprobs or reason):
             return None
         return Delta(index, text, ids, reasoning, calls, logprobs, reason)
@@ -221,8 +244,18 @@ class Answer:
         timings = chunk.get("timings")
         if isinstance(timings, dict) and "predicted_n" in timings:
             choice.tokens = chunks.count_of(timings["predicted_n"])
-        text = choice.filter.feed(text)
+        held, choice.held = choice.held, ""
+        text = choice.filter.feed(held + text)
         if choice.filter.stopped:
             choice.counted = True
             return text, FinishReason.STOP
         return (text + choice.filter.flush(), reason) if reason is not None else (text, None)
+
+
+def _new_ids(choice: _Choice, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of the ids that go on where the caller's end; none from where they do not."""
+    count = min(len(ids), len(choice.repeats))
+    if ids[:count] != choice.repeats[:count]:
+        choice.tells_ids = False
+    choice.repeats = choice.repeats[count:]
+    return ids[count:] if choice.tells_ids else ()

@@ -23,13 +23,14 @@ PATHS = {
 ENGINE = "openai"
 """The engine's name in errors."""
 
-_LIMITS = {
+LIMITS = {
     Dialect.CHAT: ("max_completion_tokens", "max_tokens"),
     Dialect.COMPLETION: ("max_tokens",),
 }
 """What the client's limit on each choice may be called; the first that has a value counts."""
 _PROMPT_FIELDS = {Dialect.CHAT: "messages", Dialect.COMPLETION: "prompt", Dialect.EMBEDDING: "input"}
 _USAGE = {"include_usage": True}
+_NOTHING: Mapping[str, object] = {}
 _VECTOR_FORM = ("encoding_format", "embed_dtype", "endianness")
 """Fields that say how vectors are to be written; the last two are vLLM's. Between a server and us that is our business,
 and floats, which come unless something else is asked for, are what every server can write."""
@@ -90,17 +91,23 @@ def read_body(request: GenerationRequest) -> Ask:
         body=body,
         prompts=1 if chat else len(fields.prompts(body)),
         choices_per_prompt=fields.integer(body, "n", 1) or 1,
-        max_tokens=fields.output_limit(body, _LIMITS[request.dialect]),
+        max_tokens=fields.output_limit(body, LIMITS[request.dialect]),
         top_logprobs=top,
         stop=fields.stop_strings(body),
     )
 
 
-def write_body(ask: Ask, model: str, facts: Facts) -> Sent:
-    """The request for a server. Raises InvalidRequest for what this kind of server cannot do."""
+def write_body(
+    ask: Ask, model: str, facts: Facts, more: Mapping[str, object] = _NOTHING, *, cuts: bool = False
+) -> Sent:
+    """The request for a server. Raises InvalidRequest for what this kind of server cannot do.
+
+    `more` are fields to change beside those that every request needs. With `cuts` stop strings are ours to look for
+    whatever the server does about them.
+    """
     kind = facts.kind
     body = ask.body
-    cut = ask.stop if kind.loses_text_at_stop else ()
+    cut = ask.stop if cuts or kind.loses_text_at_stop else ()
     gone: tuple[str, ...] = ("stop",) if cut else ()
     changes: dict[str, object] = {"stream": True, "stream_options": _USAGE, **kind.asks}
     if ask.dialect is Dialect.EMBEDDING:
@@ -109,7 +116,7 @@ def write_body(ask: Ask, model: str, facts: Facts) -> Sent:
             changes, gone = {"encoding_format": "base64"}, _VECTOR_FORM[1:]
     if body.get("model") not in facts.adapters:
         changes["model"] = model
-    changes |= kind.adapt(ask, facts)
+    changes |= {**kind.adapt(ask, facts), **more}
     wanted = {name: value for name, value in changes.items() if name not in body or body[name] != value}
     # True and 1 are equal here and not in JSON.
     if "stream" in changes and body.get("stream") is not True:

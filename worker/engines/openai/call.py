@@ -13,10 +13,13 @@ from lbcore.clock import Clock
 from lbcore.errors import LoadBalancerError
 from lbcore.generation import Dialect, Event, Failed, Finished, GenerationRequest
 from worker.engine import Emit
+from worker.engines.begun import is_empty
 from worker.engines.openai.answer import Answer
 from worker.engines.openai.body import Ask, write_body
+from worker.engines.openai.continuation import Begun, body_changes, end_of
 from worker.engines.openai.errors import BadAnswer, cut_off, from_status, unreachable, unreadable
 from worker.engines.openai.sse import EventTooLong, SseParser
+from worker.engines.openai.tokenizer import begin
 from worker.engines.openai.turns import Turn
 from worker.engines.openai.upstream import Upstream
 from worker.engines.openai.vectors import Vectors, read_vectors
@@ -38,6 +41,7 @@ class Call:
 
     def __init__(self, request: GenerationRequest, ask: Ask, emit: Emit, turn: Turn) -> None:
         self.request_id = request.request_id
+        self.continuation = request.continuation
         self.ask = ask
         self.turn = turn
         self.tried: set[Upstream] = set()
@@ -104,13 +108,25 @@ class Call:
         Raises:
             BadAnswer: the server did not do what it should.
             InvalidRequest: it is of a kind that cannot do this.
+            CannotContinue: it cannot go on with what another worker began.
         """
         self.last = None
-        sent = write_body(self.ask, model, upstream.facts)
+        facts = upstream.facts
+        begun: Begun | None = None
+        if self.continuation is None or is_empty(self.continuation):
+            sent = write_body(self.ask, model, facts)
+        else:
+            begun = await begin(self.ask, self.continuation, facts.kind, model, upstream.ask)
+            end = end_of(self.ask, begun)
+            if end:
+                self.emit(end)
+                return
+            more = body_changes(self.ask, facts.kind, begun)
+            sent = write_body(self.ask, model, facts, more, cuts=bool(begun.held))
         if self.ask.dialect is Dialect.EMBEDDING:
             self.answer = Vectors(self.ask)
         else:
-            self.answer = Answer(self.ask, sent.stop, upstream.facts, upstream.facts.context_length)
+            self.answer = Answer(self.ask, sent.stop, facts, facts.context_length, begun)
         upstream.answers.add(self.answer)
         self.heard_at = clock.now()
         trace = SimpleNamespace(reused=False)

@@ -25,9 +25,11 @@ from lbcore.errors import (
 from lbcore.generation import Failed, GenerationRequest
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
+from worker.engines.begun import refusal
 from worker.engines.ends import closed, surprised
 from worker.engines.openai.body import read_body
 from worker.engines.openai.call import Call
+from worker.engines.openai.continuation import refuse_to_continue
 from worker.engines.openai.errors import BadAnswer, BadEnd, stalled, timed_out, unreachable
 from worker.engines.openai.load import total_load
 from worker.engines.openai.options import UpstreamOptions, addresses
@@ -81,13 +83,14 @@ class OpenAIEngine:
             # Blocks of different sizes cannot be added up.
             capacity=Capacity(sequences, 0, blocks, sizes.pop()) if len(sizes) == 1 else Capacity(sequences),
             adapters=tuple(dict.fromkeys(name for upstream in ready for name in upstream.facts.adapters)),
+            continues=all(upstream.facts.kind.goes_on is not None for upstream in ready),
         )
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         try:
             self._accept(request, emit)
         except LoadBalancerError as error:
-            asyncio.get_running_loop().call_soon(emit, Failed(error))
+            asyncio.get_running_loop().call_soon(emit, Failed(refusal(error, request.continuation)))
         except Exception as error:
             asyncio.get_running_loop().call_soon(emit, Failed(surprised(error)))
 
@@ -126,7 +129,10 @@ class OpenAIEngine:
         running = self._calls.get(request.request_id)
         if running is not None and not running.ended:
             raise InvalidRequest("A request with this id is running.")
-        call = Call(request, read_body(request), emit, self._turns.draw(request.priority))
+        ask = read_body(request)
+        if request.continuation is not None:
+            refuse_to_continue(ask, request.continuation)
+        call = Call(request, ask, emit, self._turns.draw(request.priority))
         self._calls[request.request_id] = call
         self._turns.join(call.turn, call)
         self._admit()
@@ -225,7 +231,7 @@ class OpenAIEngine:
         if self._calls.get(call.request_id) is call:
             del self._calls[call.request_id]
         if not call.ended:
-            call.emit_end(error)
+            call.emit_end(refusal(error, call.continuation))
 
     def _stop(self, call: Call, error: LoadBalancerError) -> None:
         call.stop(error)

@@ -46,6 +46,16 @@ class Kind:
     """Whether it tells the usage of each choice when that ends, and not of the request at its end."""
     knows_base64: bool = False
     """Whether it writes vectors in base64 when asked to, which is a third as long as numbers and read far faster."""
+    goes_on: Mapping[str, object] | None = None
+    """Fields with which it goes on with a chat's last message when that is the assistant's. None for a server that is
+    not known to, or does not tell tokens."""
+    completion_tokens: int = 0
+    """Limit of a completion whose client set none; 0 for the context's."""
+    more_limits: tuple[str, ...] = ()
+    """Names of its own for the client's limit."""
+    output_penalties: Mapping[str, float] = field(default_factory=dict)
+    """Fields by which a token depends on those of the answer before it but not on the prompt's, and what switches them
+    off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ class Facts:
 
 UNKNOWN = Kind("unknown")
 
+_PENALTIES: Mapping[str, float] = {"frequency_penalty": 0, "presence_penalty": 0}
+
 KINDS = (
     Kind(
         "vllm",
@@ -80,6 +92,9 @@ KINDS = (
         asks={"return_token_ids": True},
         adapt=adapt_to_vllm,
         knows_base64=True,
+        goes_on={"add_generation_prompt": False, "continue_final_message": True},
+        completion_tokens=16,
+        output_penalties=_PENALTIES,
     ),
     Kind(
         "sglang",
@@ -96,6 +111,9 @@ KINDS = (
         ),
         # It writes them every 40 decoding steps, and up to 30 s later when it has nothing to do.
         page_lag_s=31.0,
+        goes_on={"continue_final_message": True},
+        completion_tokens=16,
+        output_penalties={**_PENALTIES, "repetition_penalty": 1},
     ),
     Kind(
         "llamacpp",
@@ -110,6 +128,8 @@ KINDS = (
         loses_text_at_stop=True,
         usage_per_choice=True,
         knows_base64=True,
+        goes_on={},
+        more_limits=("n_predict",),
     ),
     Kind(
         "lmdeploy",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
+from types import SimpleNamespace
 
 import aiohttp
 import orjson
@@ -13,6 +14,7 @@ import structlog
 from lbcore.clock import Clock
 from lbcore.errors import ConfigError
 from worker.engines.openai.answer import Answer
+from worker.engines.openai.errors import unreachable
 from worker.engines.openai.foreign import Crowd
 from worker.engines.openai.kinds import UNKNOWN, Facts, Listing, facts, read_models, recognise
 from worker.engines.openai.meter import StreamMeter
@@ -129,6 +131,25 @@ class Upstream:
             log.warning("upstream_lost", upstream=str(self.address), reason=why)
             self._changed()
 
+    async def ask(self, path: str, body: Mapping[str, object]) -> object:
+        """The JSON of its answer to a question about tokens; None where it has none. Raises BadAnswer."""
+        trace = SimpleNamespace(reused=False)
+        try:
+            async with self._session.post(
+                self.address.url(path),
+                data=orjson.dumps(body),
+                headers={"Content-Type": "application/json"},
+                timeout=LOOK_TIMEOUT,
+                allow_redirects=False,
+                trace_request_ctx=trace,
+            ) as response:
+                answer = await _all(response)
+                return _json(answer) if response.status == 200 else None
+        except TimeoutError:
+            raise unreachable() from None
+        except (aiohttp.ClientError, OSError):
+            raise unreachable(try_again=trace.reused) from None
+
     async def _look(self) -> None:
         try:
             if not self.is_ready:
@@ -223,12 +244,17 @@ class Upstream:
     async def _ask(self, path: str) -> tuple[int, bytes]:
         """The status and the body of an answer. Raises what aiohttp raises."""
         async with self._session.get(self.address.url(path), timeout=LOOK_TIMEOUT, allow_redirects=False) as response:
-            body = bytearray()
-            async for piece in response.content.iter_any():
-                body += piece
-                if len(body) > MAX_ANSWER_BYTES:
-                    return response.status, b""
-            return response.status, bytes(body)
+            return response.status, await _all(response)
+
+
+async def _all(response: aiohttp.ClientResponse) -> bytes:
+    """The body; nothing of one that is too long."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES:
+            return b""
+    return bytes(body)
 
 
 def _json(body: bytes) -> object:

@@ -32,10 +32,20 @@ class Choice:
         self._ends = ends
         self._min_tokens = min_tokens
 
+    def recall(self, texts: Sequence[str]) -> str:
+        """Takes the texts of the first tokens, which the detokenizer knows. What is sure to be part of its text."""
+        sure = []
+        for text in texts:
+            self.tokens += 1
+            sure.append(self._filtered(text))
+            if self.stopped:
+                break
+        return "".join(sure)
+
     def gain(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], is_last: bool) -> Delta:
         """`logprobs` has one for each token, or none at all. Tokens behind a stop string are left out."""
         texts = []
-        reason = None
+        reason = FinishReason.STOP if self.stopped else None
         before = self.tokens
         for token in tokens:
             self.tokens += 1
@@ -43,13 +53,13 @@ class Choice:
                 reason = FinishReason.STOP
                 break
             texts.append(self._filtered(self._detokenizer.feed(token)))
-            if self._stopped:
+            if self.stopped:
                 reason = FinishReason.STOP
                 break
-        if (reason is not None or is_last) and not self._stopped:
+        if (reason is not None or is_last) and not self.stopped:
             texts.append(self._filtered(self._detokenizer.flush()))
             # What was held back as the last character may have completed a stop string.
-            reason = FinishReason.STOP if self._stopped else reason or FinishReason.LENGTH
+            reason = FinishReason.STOP if self.stopped else reason or FinishReason.LENGTH
             texts.append(self._stop.flush() if self._stop is not None else "")
         taken = self.tokens - before
         self.ended = reason is not None
@@ -58,7 +68,8 @@ class Choice:
         )
 
     @property
-    def _stopped(self) -> bool:
+    def stopped(self) -> bool:
+        """Whether a stop string came."""
         return self._stop is not None and self._stop.stopped
 
     def _filtered(self, text: str) -> str:

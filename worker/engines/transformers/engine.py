@@ -18,12 +18,20 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lbcore.clock import Clock
 from lbcore.errors import Cancelled, ConfigError, EngineFailed, InvalidRequest, LoadBalancerError, WorkerUnreachable
-from lbcore.generation import Failed, Finished, GenerationRequest
+from lbcore.generation import Failed, GenerationRequest
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
 from worker.engines.transformers.body import read_body
 from worker.engines.transformers.options import TransformersOptions
-from worker.engines.transformers.request import ChoiceSequence, Request, check_tokens, make_sequences, told
+from worker.engines.transformers.request import (
+    ChoiceSequence,
+    Encoded,
+    Request,
+    check_tokens,
+    encode,
+    make_sequences,
+    told,
+)
 
 if TYPE_CHECKING:
     from worker.engines.transformers.model import LoadedModel
@@ -85,13 +93,14 @@ class TransformersEngine:
                 kv_blocks=runner.kv_blocks,
                 kv_block_size=options.block_size,
             ),
+            continues=True,
         )
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         try:
             self._accept(request, emit)
         except Exception as error:
-            asyncio.get_running_loop().call_soon(emit, Failed(told(error)))
+            asyncio.get_running_loop().call_soon(emit, Failed(told(error, request.continuation)))
 
     def abort(self, request_id: str) -> None:
         request = self._requests.get(request_id)
@@ -160,12 +169,15 @@ class TransformersEngine:
             raise InvalidRequest("A request with this id is running.")
         ask = read_body(request, loaded.defaults)
         check_tokens(ask, loaded.vocabulary.size)
-        accepted = Request(request.request_id, emit, ask, (-request.priority, next(self._serial)))
-        encoding = asyncio.get_running_loop().run_in_executor(self._encoder, loaded.vocabulary.encode, ask)
+        turn = -request.priority, next(self._serial)
+        accepted = Request(request.request_id, emit, ask, turn, request.continuation)
+        encoding = asyncio.get_running_loop().run_in_executor(
+            self._encoder, encode, ask, request.continuation, loaded.vocabulary
+        )
         self._requests[request.request_id] = accepted
         encoding.add_done_callback(partial(self._encoded, accepted))
 
-    def _encoded(self, request: Request, encoding: asyncio.Future[list[list[int]]]) -> None:
+    def _encoded(self, request: Request, encoding: asyncio.Future[Encoded]) -> None:
         if encoding.cancelled():
             return
         error = encoding.exception()
@@ -176,19 +188,22 @@ class TransformersEngine:
                 raise error
             self._queue(request, encoding.result())
         except Exception as problem:
-            self._fail(request, told(problem))
+            self._fail(request, told(problem, request.continuation))
 
-    def _queue(self, request: Request, prompts: Sequence[list[int]]) -> None:
+    def _queue(self, request: Request, encoded: Encoded) -> None:
         assert self._loaded is not None
         make_sequences(
             request,
-            prompts,
+            encoded,
             self._context_length,
             self._loaded.vocabulary,
             self._loaded.end_tokens,
             self._seeds,
         )
         for index, sequence in enumerate(request.sequences):
+            if sequence.is_at_its_end:
+                self._take(sequence, (), True)
+                continue
             heapq.heappush(self._waiting, (*request.turn, index, sequence))
         self._admit()
 
@@ -260,11 +275,12 @@ class TransformersEngine:
             if not is_over:
                 # It met a stop string, of which the library knows nothing.
                 self._runner.cancel(sequence.key)
-        request.gain(delta)
+        if delta is not None:
+            request.gain(delta)
         if request.is_complete and not request.over:
             request.over = True
             del self._requests[request.request_id]
-            request.emit(Finished(request.prompt_tokens, request.cached_tokens, request.output_tokens))
+            request.emit(request.finished())
 
     def _died(self, error: str) -> None:
         self._break(f"transformers failed in a step with {error}.")

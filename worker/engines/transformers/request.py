@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lbcore.errors import (
+    CannotContinue,
     ContextLengthExceeded,
     InvalidRequest,
     LoadBalancerError,
 )
-from lbcore.generation import Delta, Event, Started, TokenLogprob, TopLogprob
+from lbcore.generation import Continuation, Delta, Event, Finished, Started, TokenLogprob, TopLogprob
 from worker.engine import Emit
+from worker.engines.begun import Begun, Told, begin, is_empty, refusal
 from worker.engines.ends import closed, surprised
 from worker.engines.transformers.body import Ask
 from worker.engines.transformers.choice import Choice
@@ -38,14 +40,31 @@ class ChoiceSequence:
     max_tokens: int
     choice: Choice
     chooser: Chooser
+    told: Told | None = None
+    """What of the choice another engine told."""
     taken: int = 0
     """Tokens of it that were taken from the runner."""
 
-    def take(self, tokens: Sequence[int], is_over: bool, vocabulary: Vocabulary) -> Delta:
-        """What is new in all tokens of the sequence so far."""
+    @property
+    def is_at_its_end(self) -> bool:
+        """Whether nothing is left to be computed before it begins."""
+        return self.max_tokens <= 0 or self.choice.stopped
+
+    def go_on(self, begun: Begun[Detokenizer], continuation: Continuation) -> None:
+        """Takes up what another engine began. Raises CannotContinue."""
+        tokens = len(begun.token_ids)
+        self.prompt = [*self.prompt, *begun.token_ids]
+        self.max_tokens -= tokens
+        self.chooser.skip(tokens)
+        self.told = Told(continuation, 0, max(map(len, self.request.ask.stop), default=1) - 1)
+        self.told.rest(Delta(text=self.choice.recall(begun.texts)))
+
+    def take(self, tokens: Sequence[int], is_over: bool, vocabulary: Vocabulary) -> Delta | None:
+        """What is new in all tokens of the sequence so far. Raises CannotContinue."""
         new, self.taken = tokens[self.taken :], len(tokens)
         logprobs = [] if self.request.ask.top_logprobs is None else [self._logprob(vocabulary) for _ in new]
-        return self.choice.gain(new, logprobs, is_over)
+        delta = self.choice.gain(new, logprobs, is_over)
+        return delta if self.told is None else self.told.rest(delta)
 
     def _logprob(self, vocabulary: Vocabulary) -> TokenLogprob:
         token, logprob, top = self.chooser.logprobs.popleft()
@@ -65,7 +84,10 @@ class Request:
     ask: Ask
     turn: tuple[int, int]
     """Smaller goes first; no two are the same."""
+    continuation: Continuation | None = None
     prompt_tokens: int = 0
+    begun_tokens: int = 0
+    """Of an answer that another engine began."""
     cached_tokens: int = 0
     sequences: list[ChoiceSequence] = field(default_factory=list)
     over: bool = False
@@ -88,7 +110,11 @@ class Request:
             self.cached_tokens += cached_tokens
         if not self._started:
             self._started = True
-            self._tell(Started(self.prompt_tokens, self.cached_tokens))
+            self._tell(Started(self.prompt_tokens + self.begun_tokens, self.cached_tokens))
+
+    def finished(self) -> Finished:
+        """Its end, once it is complete."""
+        return Finished(self.prompt_tokens, min(self.cached_tokens, self.prompt_tokens), self.output_tokens)
 
     def gain(self, delta: Delta) -> None:
         self._produced = True
@@ -115,27 +141,65 @@ def room_for_answer(prompt_tokens: int, ask: Ask, context_length: int) -> int:
     return room if asked is None else asked
 
 
+class Encoded(NamedTuple):
+    """The tokens of a request."""
+
+    prompts: list[list[int]]
+    begun: Begun[Detokenizer] | None = None
+    """Of what there is of its answer."""
+
+
+def encode(ask: Ask, continuation: Continuation | None, vocabulary: Vocabulary) -> Encoded:
+    """The tokens of a request. Raises InvalidRequest, and CannotContinue."""
+    prompts = vocabulary.encode(ask)
+    if continuation is None:
+        return Encoded(prompts)
+    if len(prompts) * ask.choices_per_prompt > 1:
+        raise CannotContinue("The engine goes on with one choice only.")
+    if is_empty(continuation):
+        return Encoded(prompts)
+    if continuation.reasoning:
+        raise CannotContinue("The engine tells no reasoning.")
+    begun = begin(
+        continuation,
+        lambda: new_detokenizer(ask, prompts[0], vocabulary),
+        vocabulary.encode_text,
+        vocabulary.size,
+    )
+    return Encoded(prompts, begun)
+
+
+def new_detokenizer(ask: Ask, prompt: Sequence[int], vocabulary: Vocabulary) -> Detokenizer:
+    """The detokenizer of an answer to a prompt."""
+    context = prompt[-CONTEXT_TOKENS:] if ask.chat is None else ()
+    return Detokenizer(vocabulary.decode, vocabulary.special, context)
+
+
 def make_sequences(
     request: Request,
-    prompts: Sequence[list[int]],
+    encoded: Encoded,
     context_length: int,
     vocabulary: Vocabulary,
     end_tokens: Iterable[int],
     seeds: Random,
 ) -> None:
-    """Gives a request its sequences, those of one prompt after those of the other. Raises ContextLengthExceeded."""
+    """Gives a request its sequences, those of one prompt after those of the other.
+
+    Raises:
+        ContextLengthExceeded: a prompt leaves no room for what was asked for.
+        CannotContinue: what another engine told is no part of the answer.
+    """
     from worker.engines.transformers.sampling import Chooser
 
-    ask = request.ask
+    ask, prompts, begun = request.ask, encoded.prompts, encoded.begun
     limits = [room_for_answer(len(prompt), ask, context_length) for prompt in prompts]
     ends = frozenset(ask.stop_token_ids if ask.ignore_eos else (*end_tokens, *ask.stop_token_ids))
     request.prompt_tokens = sum(map(len, prompts))
     for prompt_index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
         seed = seeds.getrandbits(64) if ask.seed is None else ask.seed
-        context = prompt[-CONTEXT_TOKENS:] if ask.chat is None else []
         for number in range(ask.choices_per_prompt):
             index = prompt_index * ask.choices_per_prompt + number
-            detokenizer = Detokenizer(vocabulary.decode, vocabulary.special, context)
+            detokenizer = new_detokenizer(ask, prompt, vocabulary) if begun is None else begun.reader
             request.sequences.append(
                 ChoiceSequence(
                     key=f"{request.turn[1]}-{index}",
@@ -148,6 +212,10 @@ def make_sequences(
                     chooser=Chooser(ask.sampling, Random(f"{seed} {number}"), ends, ask.top_logprobs),
                 )
             )
+    if begun is not None and request.continuation is not None:
+        (sequence,) = request.sequences
+        request.begun_tokens = len(begun.token_ids)
+        sequence.go_on(begun, request.continuation)
 
 
 def check_tokens(ask: Ask, size: int) -> None:
@@ -162,6 +230,6 @@ def check_tokens(ask: Ask, size: int) -> None:
             raise InvalidRequest(f"{name} holds a token id over {size - 1}.", param=name)
 
 
-def told(error: BaseException) -> LoadBalancerError:
-    """What to tell of an error."""
-    return error if isinstance(error, LoadBalancerError) else surprised(error)
+def told(error: BaseException, continuation: Continuation | None = None) -> LoadBalancerError:
+    """What to tell of an error, to a request for an answer of which there is so much already."""
+    return refusal(error, continuation) if isinstance(error, LoadBalancerError) else surprised(error)

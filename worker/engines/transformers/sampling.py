@@ -50,10 +50,19 @@ class Chooser:
     ends: Collection[int]
     """Tokens that end the sequence; `min_tokens` keeps them away."""
     top_logprobs: int | None
+    begun_tokens: int = 0
+    """Tokens of the answer that another engine chose: the last of what the library takes for the prompt."""
     logprobs: deque[RawLogprob] = field(default_factory=deque)
     """One for each token chosen and not yet read, if any are wanted."""
     taken_up: bool = False
     """Whether a step with this sequence has begun."""
+
+    def skip(self, tokens: int) -> None:
+        """Leaves out the chance of tokens that another engine chose, so that the same seed goes on as it would have."""
+        self.begun_tokens = tokens
+        if not self.is_greedy:
+            for _ in range(tokens):
+                self.chance.random()
 
     @property
     def is_greedy(self) -> bool:
@@ -124,7 +133,7 @@ def _bend(row: Any, chooser: Chooser, state: Any) -> None:
     """Penalties, biases and bans, in place."""
     rules = chooser.params
     everything = state.initial_tokens + state.generated_tokens
-    generated = everything[state._true_initial_tokens or len(state.initial_tokens) :]
+    generated = everything[(state._true_initial_tokens or len(state.initial_tokens)) - chooser.begun_tokens :]
     if rules.repetition_penalty != 1:
         seen = torch.tensor(sorted(set(everything)), device=row.device)
         there = row[seen]

@@ -46,10 +46,10 @@ class Vocabulary:
     def encode(self, ask: Ask) -> list[list[int]]:
         """The tokens of each prompt. Raises InvalidRequest."""
         if ask.chat is not None:
-            prompts = [self._encode_text(self._render(ask.chat), special=False)]
+            prompts = [self.encode_text(self._render(ask.chat))]
         else:
             prompts = [
-                self._encode_text(prompt, special=True) if isinstance(prompt, str) else prompt for prompt in ask.prompts
+                self.encode_text(prompt, special=True) if isinstance(prompt, str) else prompt for prompt in ask.prompts
             ]
         for prompt in prompts:
             if not prompt:
@@ -59,6 +59,13 @@ class Vocabulary:
                     f"{ask.prompt_field} holds a token id over {self.size - 1}.", param=ask.prompt_field
                 )
         return prompts
+
+    def encode_text(self, text: str, special: bool = False) -> list[int]:
+        """The tokens of a text, if `special` with those that begin a prompt. Raises InvalidRequest."""
+        try:
+            return [*self._tokenizer(text, add_special_tokens=special)["input_ids"]]
+        except UnicodeEncodeError:
+            raise InvalidRequest("The prompt holds half a surrogate pair.") from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
@@ -82,12 +89,6 @@ class Vocabulary:
             # The space before a word, which sentencepiece writes as a low line of its own.
             written = written.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
         return written, written.encode()
-
-    def _encode_text(self, text: str, special: bool) -> list[int]:
-        try:
-            return [*self._tokenizer(text, add_special_tokens=special)["input_ids"]]
-        except UnicodeEncodeError:
-            raise InvalidRequest("The prompt holds half a surrogate pair.") from None
 
     def _render(self, chat: Chat) -> str:
         if not self.has_chat_template:

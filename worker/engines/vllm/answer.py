@@ -6,11 +6,13 @@ stands where vLLM's HTTP server makes JSON of every token, which would cost more
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from lbcore.errors import EngineFailed
 from lbcore.generation import Delta, Event, Finished, FinishReason, Started, TokenLogprob, ToolCallDelta, TopLogprob
+from worker.engines.begun import Told
 
 Prefilled = Callable[[int, float, float], None]
 """Called with the tokens computed for a prompt, and when that began and ended, in seconds of the engine's clock."""
@@ -35,12 +37,19 @@ class Answer:
     """The answer to one request, over all its prompts and choices."""
 
     def __init__(
-        self, asked: Any, parsers: Sequence[Any], copies: int, prefilled: Prefilled, left: Callable[[], None]
+        self,
+        asked: Any,
+        parsers: Sequence[Any],
+        copies: int,
+        prefilled: Prefilled,
+        left: Callable[[], None],
+        begun_tokens: int = 0,
     ) -> None:
         """`asked` is vLLM's request object; each choice has its parser or None.
 
         With `copies` > 1 one sequence stands for that many choices that cannot differ. `prefilled` is called once for
-        each prompt, `left` for each sequence that has ended.
+        each prompt, `left` for each sequence that has ended. `begun_tokens` of the answer are computed as a part
+        of the prompt.
         """
         self._prefilled = prefilled
         self._left = left
@@ -51,6 +60,7 @@ class Answer:
         self._top = _wanted_logprobs(asked)
         self._forced_call = getattr(asked.tool_choice, "function", None) if hasattr(asked, "tool_choice") else None
         self._parallel_calls = getattr(asked, "parallel_tool_calls", None) is not False
+        self._begun_tokens = begun_tokens
         self._prompts: dict[int, tuple[int, int]] = {}
         self.started = False
 
@@ -71,10 +81,11 @@ class Answer:
         if prompt not in self._prompts and output.prompt_token_ids is not None:
             encoder = getattr(output, "encoder_prompt_token_ids", None) or ()
             tokens = len(output.prompt_token_ids) + len(encoder)
-            cached = min(output.num_cached_tokens or 0, tokens - 1)
+            computed = tokens + self._begun_tokens
+            cached = min(output.num_cached_tokens or 0, computed - 1)
             self._prompts[prompt] = (tokens, cached)
             if output.metrics is not None:
-                self._prefilled(tokens - cached, output.metrics.scheduled_ts, output.metrics.first_token_ts)
+                self._prefilled(computed - cached, output.metrics.scheduled_ts, output.metrics.first_token_ts)
         events: list[Event] = []
         for one in output.outputs:
             index = one.index + prompt * self._per_prompt
@@ -82,7 +93,7 @@ class Answer:
             if delta is not None:
                 if not self.started:
                     self.started = True
-                    events.append(Started(self.prompt_tokens, self.cached_tokens))
+                    events.append(Started(self.prompt_tokens + self._begun_tokens, self.cached_tokens))
                 events.append(delta)
         return self._copied(events) if self._copies > 1 else events
 
@@ -91,7 +102,7 @@ class Answer:
         if not all(choice.ended for choice in self._choices):
             raise EngineFailed("vLLM broke off the answer.")
         output_tokens = sum(choice.tokens for choice in self._choices) * self._copies
-        return Finished(self.prompt_tokens, self.cached_tokens, output_tokens)
+        return Finished(self.prompt_tokens, min(self.cached_tokens, self.prompt_tokens), output_tokens)
 
     def _delta(self, index: int, one: Any, output: Any, echo: str) -> Delta | None:
         choice = self._choices[index]
@@ -163,12 +174,16 @@ class Answer:
 
 
 async def events(
-    answer: Answer, outputs: AsyncIterator[tuple[int, Any]], echoes: Sequence[str]
-) -> AsyncIterator[Event]:
-    """The events of a request from the engine's outputs, each with the number of its prompt."""
-    async for prompt, output in outputs:
-        for event in answer.take(prompt, output, echoes[prompt] if echoes else ""):
-            yield event
+    answer: Answer, outputs: AsyncGenerator[tuple[int, Any], None], echoes: Sequence[str], told: Told | None = None
+) -> AsyncGenerator[Event, None]:
+    """The events of a request from the engine's outputs, each with the number of its prompt; what was `told` of the
+    answer is left out."""
+    async with aclosing(outputs):
+        async for prompt, output in outputs:
+            for event in answer.take(prompt, output, echoes[prompt] if echoes else ""):
+                rest = told.rest(event) if told is not None and type(event) is Delta else event
+                if rest is not None:
+                    yield rest
     yield answer.end()
 
 

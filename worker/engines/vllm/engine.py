@@ -21,6 +21,7 @@ from lbcore.errors import (
 from lbcore.generation import Delta, Embedding, Failed, Finished, GenerationRequest, Started
 from lbcore.types import Capacity
 from worker.engine import Emit, EngineInfo, EngineLoad
+from worker.engines.begun import refusal
 from worker.engines.ends import closed, surprised
 from worker.engines.vllm.arguments import VllmOptions, read_arguments
 from worker.engines.vllm.events import KvEvents
@@ -106,6 +107,7 @@ class VllmEngine:
                 adapter_slots=config.lora_config.max_loras if config.lora_config is not None else 0,
             ),
             adapters=self._serving.adapters,
+            continues=self._serving.generates,
             prefixes=prefixes,
         )
 
@@ -123,7 +125,7 @@ class VllmEngine:
             if len(self._calls) == 1:
                 self._progress_at = self._clock.now()
             call.task = loop.create_task(self._run(self._serving, request, call))
-            call.task.add_done_callback(lambda _: self._ended(request.request_id, call))
+            call.task.add_done_callback(lambda _: self._ended(request, call))
 
     def abort(self, request_id: str) -> None:
         call = self._calls.get(request_id)
@@ -231,13 +233,13 @@ class VllmEngine:
                 raise call.error
         raise EngineFailed("vLLM broke off the answer.")
 
-    def _ended(self, request_id: str, call: _Call) -> None:
+    def _ended(self, request: GenerationRequest, call: _Call) -> None:
         """The request's task is over, perhaps before it began."""
-        del self._calls[request_id]
+        del self._calls[request.request_id]
         self._waiting.discard(call)
         call.sequences = 0
         if self._events is not None:
-            self._events.ended(request_id)
+            self._events.ended(request.request_id)
         if call.task.cancelled() or call.error is not None:
             call.emit(Failed(call.error or Cancelled("The request was stopped.")))
             return
@@ -246,7 +248,7 @@ class VllmEngine:
             self._statistics.filled(call.task.result(), self._block_size)
             call.emit(call.task.result())
         elif isinstance(error, LoadBalancerError):
-            call.emit(Failed(error))
+            call.emit(Failed(refusal(error, request.continuation)))
         else:
             call.emit(Failed(surprised(error)))
 

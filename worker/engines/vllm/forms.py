@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, ClassVar
 
-from lbcore.errors import InvalidRequest
-from lbcore.generation import Embedding, Event, Finished, Started
+from lbcore.errors import CannotContinue, InvalidRequest
+from lbcore.generation import Continuation, Embedding, Event, Finished, Started
 from worker.engines import fields
+from worker.engines.begun import is_empty
 from worker.engines.vllm.answer import Answer, events
+from worker.engines.vllm.continuation import Continued, refuse_request
 from worker.engines.vllm.tap import passage
 
 ENGINE = "vLLM"
@@ -50,6 +53,10 @@ class Form(ABC):
         """How many choices each sequence stands for, after the request was made to ask for so many fewer."""
         return 1
 
+    def continued(self, asked: Any, continuation: Continuation) -> Continued | None:
+        """The answer that another engine began, if anything was told of it. Raises CannotContinue."""
+        raise CannotContinue("Vectors are not gone on with.")
+
 
 class _Generation(Form):
     def check(self, body: dict[str, Any]) -> None:
@@ -74,6 +81,15 @@ class _Generation(Form):
         asked.n = 1
         return int(choices)
 
+    def continued(self, asked: Any, continuation: Continuation) -> Continued | None:
+        refuse_request(asked)
+        return None if is_empty(continuation) else Continued(continuation, self.is_parsed)
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether reasoning and tool calls are taken out of what the model says."""
+        return False
+
 
 class Chat(_Generation):
     """POST /v1/chat/completions"""
@@ -97,6 +113,10 @@ class Chat(_Generation):
 
     async def answer(self, asked: Any) -> Any:
         return await self.serving.create_chat_completion(asked)
+
+    @property
+    def is_parsed(self) -> bool:
+        return self.serving.parser_cls is not None
 
 
 class Completion(_Generation):
@@ -154,7 +174,7 @@ class Embeddings(Form):
 def _chat_events(
     serving: Any,
     request: Any,
-    result_generator: AsyncIterator[Any],
+    result_generator: AsyncGenerator[Any, None],
     request_id: str,
     model_name: str,
     conversation: Any,
@@ -170,21 +190,21 @@ def _chat_events(
         parsers = [serving._make_parser(request, tokenizer, chat_template_kwargs) for _ in range(choices)]
     role = serving.get_chat_request_role(request)
     echo = _last_message(conversation, role) if request.echo else ""
-    return events(_answer(request, parsers), _numbered(result_generator), [echo] if echo else [])
+    return _events(request, parsers, _numbered(result_generator), [echo] if echo else [])
 
 
 def _completion_events(
     serving: Any,
     request: Any,
     engine_inputs: Any,
-    result_generator: AsyncIterator[tuple[int, Any]],
+    result_generator: AsyncGenerator[tuple[int, Any], None],
     *_: object,
     **__: object,
 ) -> AsyncIterator[Event]:
     """Stands for vLLM's `completion_stream_generator`, with its parameters."""
     parsers = [None] * (len(engine_inputs) * (request.n or 1))
     echoes = [serving._extract_prompt_text(one) or "" for one in engine_inputs] if request.echo else []
-    return events(_answer(request, parsers), result_generator, echoes)
+    return _events(request, parsers, result_generator, echoes)
 
 
 async def _embedding_events(outputs: Sequence[Any]) -> AsyncIterator[Event]:
@@ -197,14 +217,20 @@ async def _embedding_events(outputs: Sequence[Any]) -> AsyncIterator[Event]:
     yield Finished(prompt_tokens, cached_tokens, 0)
 
 
-def _answer(asked: Any, parsers: Sequence[Any]) -> Answer:
+def _events(
+    asked: Any, parsers: Sequence[Any], outputs: AsyncGenerator[tuple[int, Any], None], echoes: Sequence[str]
+) -> AsyncIterator[Event]:
     request = passage.get()
-    return Answer(asked, parsers, request.copies, request.prefilled, request.left)
+    continued = request.continued
+    begun_tokens, told = (0, None) if continued is None else (continued.tokens, continued.told)
+    answer = Answer(asked, parsers, request.copies, request.prefilled, request.left, begun_tokens)
+    return events(answer, outputs, echoes, told)
 
 
-async def _numbered(outputs: AsyncIterator[Any]) -> AsyncIterator[tuple[int, Any]]:
-    async for output in outputs:
-        yield 0, output
+async def _numbered(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[tuple[int, Any], None]:
+    async with aclosing(outputs):
+        async for output in outputs:
+            yield 0, output
 
 
 def _last_message(conversation: Any, role: str) -> str:

@@ -40,6 +40,8 @@ class Serving:
         self.keeps_priority = keeps_priority
         """Whether what is urgent goes first, and not only what came first."""
         self._prefilled = prefilled
+        self.generates = any(dialect is not Dialect.EMBEDDING for dialect in self._forms)
+        """Whether the model makes text."""
         self.adapters: tuple[str, ...] = tuple(state.openai_serving_models.lora_requests)
 
     @classmethod
@@ -78,9 +80,11 @@ class Serving:
             body["priority"] = -request.priority
         try:
             asked = form.parse(body)
+            continuation = request.continuation
+            continued = None if continuation is None else form.continued(asked, continuation)
             copies = form.merge_equal_choices(asked)
             told = partial(prompted, asked.model or "") if prompted is not None and _is_alone(body) else None
-            passage.set(Passage(entered, left, self._prefilled, form.prompt_field, copies, limit, told))
+            passage.set(Passage(entered, left, self._prefilled, form.prompt_field, copies, limit, told, continued))
             answer = await form.answer(asked)
             if not hasattr(answer, "__aiter__"):
                 raise error_from_response(answer.error, form.prompt_field)
