@@ -52,7 +52,7 @@ async def main() -> int:
         for _ in range(WORKERS):
             await start("lb-worker", "--model", args.model, "--scheduler", address)
         port = free if args.smoke or not is_free(args.port) else str(args.port)
-        gateway = await start("lb-gateway", "--port", port, "--scheduler", address)
+        gateway = await start("lb-gateway", "--port", port, "--scheduler", address, "--settle-s", "0")
         base = f"http://{gateway['http']}"
         async with aiohttp.ClientSession(base) as http:
             await until_ready(http)

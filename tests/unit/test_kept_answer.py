@@ -10,7 +10,7 @@ from lbcore.kept_answer import KeptAnswer
 
 texts = st.text(max_size=5)
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=3).map(tuple)
-deltas = st.builds(Delta, text=texts, token_ids=ids, reasoning=texts)
+deltas = st.builds(lambda text, ids, reasoning: Delta(0, text, ids, reasoning), texts, ids, texts)
 
 
 def kept(events: list[Event], sizes: list[int]) -> KeptAnswer:
