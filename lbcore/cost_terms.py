@@ -31,7 +31,7 @@ def terms_ms(request: PickRequest, candidates: Sequence[Endpoint], snapshot: Sna
     own           the prefill of its own
     loading       of its adapter, where it is not loaded
     behind        these two again for those that wait: q · min(Q, 1)
-    interference  and for those that decode meanwhile: θ · min(d, 64) · f
+    interference  and for those that decode meanwhile, and those whose contexts lie here: θ · min(d, 64) · f + σ · H
     step          the decoding step that its first token comes from, and half of one that is under way
     decoding      γ · L · t
     crowding      β · L · δ · t · d

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
-from lbcore.cost import DEFAULT_ATTENTION_RATIO, DEFAULT_PREFILL_MS_PER_TOKEN, prefill_ms
+from lbcore.cost import DEFAULT_ATTENTION_RATIO, DEFAULT_PREFILL_MS_PER_TOKEN, prefill_ms, saved_ms
 from lbcore.credit import Booking, Ledger
 from lbcore.pool_events import (
     CreditReleased,
@@ -301,7 +301,7 @@ class WorkerPool:
                 facts.session_id,
             ),
         )
-        worker.given(work_ms, now)
+        worker.given(work_ms, now, saved_ms(request, worker.endpoint))
         worker.describe(now)
         return []
 

@@ -14,6 +14,7 @@ from lbcore.cost import (
     BALANCE_TAU_S,
     DEFAULT_ATTENTION_RATIO,
     DEFAULT_PREFILL_MS_PER_TOKEN,
+    SAVED_TAU_S,
     burden,
     queue_ms,
 )
@@ -119,6 +120,8 @@ class WorkerRecord:
     """When it last had anything to do, or else joined."""
     recent_ms: float = 0.0
     """Prefill given to it lately, as of `recent_at`."""
+    saved_ms: float = 0.0
+    """Prefill that its cache alone saved lately, as of then."""
     recent_at: float = 0.0
     speed: float = field(init=False)
     answers: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=LATENCY_ANSWERS))
@@ -172,11 +175,11 @@ class WorkerRecord:
         when it comes: no clock of the worker's need agree with this one."""
         self.ages.append(seconds)
 
-    def given(self, prefill_ms: float, now: float) -> None:
-        """So much prefill is on its way here."""
+    def given(self, prefill_ms: float, now: float, saved_ms: float = 0.0) -> None:
+        """So much prefill is on its way here, and so much its cache alone saves."""
         self.busy_at = now
         self.free_at = max(self.free_at, now) + prefill_ms / 1000
-        self.recent_ms = self._recent(now) + prefill_ms
+        self.recent_ms, self.saved_ms = self._recent(now) + prefill_ms, self._saved(now) + saved_ms
         self.recent_at = now
 
     def joins(self, peers: Collection[WorkerRecord], now: float) -> None:
@@ -189,7 +192,7 @@ class WorkerRecord:
     def taken_back(self, prefill_ms: float, now: float) -> None:
         """It will not come after all."""
         self.free_at = max(now, self.free_at - prefill_ms / 1000)
-        self.recent_ms = max(0.0, self._recent(now) - prefill_ms)
+        self.recent_ms, self.saved_ms = max(0.0, self._recent(now) - prefill_ms), self._saved(now)
         self.recent_at = now
 
     def answered(self, update: TicketUpdate) -> None:
@@ -231,6 +234,9 @@ class WorkerRecord:
     def _recent(self, now: float) -> float:
         return self.recent_ms * exp((self.recent_at - now) / BALANCE_TAU_S) if self.recent_ms else 0.0
 
+    def _saved(self, now: float) -> float:
+        return self.saved_ms * exp((self.recent_at - now) / SAVED_TAU_S) if self.saved_ms else 0.0
+
     def describe(self, now: float) -> None:
         """Make the endpoint say what the rest of this record says."""
         load, requests, tokens = self.load, self.account.requests, self.account.tokens
@@ -239,7 +245,7 @@ class WorkerRecord:
             state = EndpointState.UNREADY
         if self.draining:
             state = EndpointState.DRAINING
-        terms = burden(load, requests, tokens, self.spec.capacity, self._recent(now))
+        terms = burden(load, requests, tokens, self.spec.capacity, self._recent(now), self._saved(now))
         self.endpoint = Endpoint(
             self.spec,
             state,

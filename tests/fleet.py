@@ -60,11 +60,12 @@ def endpoint(
     credit_tokens: int = 0,
     prefill_ms_per_token: float = 0.1,
     recent_ms: float = 0.0,
+    saved_ms: float = 0.0,
 ) -> Endpoint:
     """An endpoint as a pool would describe it whose worker has just reported, at the time 0."""
     report = load or LoadReport()
     queued_ms = queue_ms(report, prefill_ms_per_token, DEFAULT_ATTENTION_RATIO)
-    terms = burden(report, credit_requests, credit_tokens, capacity, recent_ms)
+    terms = burden(report, credit_requests, credit_tokens, capacity, recent_ms, saved_ms)
     return Endpoint(
         spec(name, capacity=capacity, role=role),
         state,

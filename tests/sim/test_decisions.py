@@ -20,6 +20,8 @@ from lbcore.cost import (
     INTERFERENCE_REQUEST_LIMIT,
     QUEUE_LIMIT,
     QUEUE_WEIGHT,
+    SAVED_TAU_S,
+    SAVED_WEIGHT,
     STEP_SLOPE,
 )
 from lbcore.pick import FALLBACK_COUNT, pick
@@ -64,6 +66,8 @@ class PlainWorker:
     credit_ms: dict[Ticket, float] = field(default_factory=dict)
     given_ms: float = 0.0
     """All prefill ever sent here, no time goes by in these tests; of a newcomer what the others had on average."""
+    saved_ms: float = 0.0
+    """All prefill that was saved here and would not have been elsewhere."""
 
     @property
     def requests(self) -> int:
@@ -95,6 +99,7 @@ class PlainWorker:
         own_ms = self.own_ms(facts)
         pauses = min(1.0, self.given_ms / 120_000) + own_ms / (EXPECTED_OUTPUT_TOKENS * step_ms)
         slowdown = 1.0 + INTERFERENCE_PER_REQUEST * min(requests, INTERFERENCE_REQUEST_LIMIT) * pauses
+        slowdown += SAVED_WEIGHT * self.saved_ms / (SAVED_TAU_S * 1000)
         return self.free_ms + fixed_ms + own_ms * (slowdown + QUEUE_WEIGHT * min(waiting, QUEUE_LIMIT))
 
 
@@ -213,6 +218,12 @@ class Life:
         own_ms = worker.credit_ms[ticket] = worker.own_ms(facts)
         worker.free_ms += own_ms
         worker.given_ms += own_ms
+        here, elsewhere = worker.hit_tokens(facts), 0.0
+        if len(self.workers) > 1:
+            elsewhere = max(other.hit_tokens(facts) for other in self.workers.values() if other is not worker)
+        if here > elsewhere:
+            pairs = (here**2 - elsewhere**2) / 2
+            worker.saved_ms += worker.token_ms * (here - elsewhere + DEFAULT_ATTENTION_RATIO * pairs)
         worker.held.update(facts.prefix_hashes)
         self.picks += 1
         self.pool.handle(Dispatched(ticket, worker.spec.worker_id, request, facts), 0.0)

@@ -6,7 +6,7 @@ import pytest
 
 from lbcore import cost
 from lbcore.cost import DEFAULT_ATTENTION_RATIO, delays_ms, first_token_ms, prefill_ms
-from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Snapshot, WorkerId
+from lbcore.types import Capacity, Endpoint, LoadReport, PickRequest, Role, Snapshot, WorkerId
 from tests.fleet import MODEL, endpoint
 
 BIG = Capacity(max_sequences=1000)
@@ -87,6 +87,24 @@ def test_a_pause_is_worse_where_there_were_many_lately() -> None:
     assert half - rested == pytest.approx(more / 2)
     assert busy - rested == pytest.approx(more)
     assert busier == pytest.approx(busy)
+
+
+def test_a_prefill_counts_more_where_hits_saved_much_lately() -> None:
+    request, half_ms = PickRequest(MODEL, 1000), cost.SAVED_TAU_S * 1000 / 2
+    cold, warm = costs(request, endpoint("w0"), endpoint("w1", saved_ms=half_ms))
+    assert warm - cold == pytest.approx(cost.SAVED_WEIGHT * alone_ms(1000) / 2)
+
+
+def test_a_hit_saves_what_no_other_worker_holds() -> None:
+    def saved(**tokens: float) -> float:
+        hit_tokens = {WorkerId(name): count for name, count in tokens.items()}
+        return cost.saved_ms(PickRequest(MODEL, 5000, hit_tokens), endpoint("w0"))
+
+    assert saved() == saved(w1=3000.0) == 0
+    assert saved(w0=3000.0) == pytest.approx(alone_ms(3000))
+    assert saved(w0=3000.0, w1=1000.0, w2=500.0) == pytest.approx(alone_ms(3000) - alone_ms(1000))
+    assert saved(w0=3000.0, w1=3000.0) == saved(w0=1000.0, w1=3000.0, w2=500.0) == 0
+    assert cost.saved_ms(PickRequest(MODEL, 5000, {WorkerId("w0"): 3000.0}, phase=Role.DECODE), endpoint("w0")) == 0
 
 
 def test_interference_has_a_limit() -> None:

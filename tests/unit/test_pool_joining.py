@@ -84,3 +84,19 @@ def test_what_is_only_to_be_decoded_is_no_prefill() -> None:
     pool.handle(Dispatched(Ticket(1), W0, request, facts), 0.0)
     assert endpoint(pool, W0).wait_ms(0.0) == 0.0
     assert endpoint(pool, W0).credit_requests == 1
+
+
+def test_what_a_cache_alone_saved_is_remembered_and_fades() -> None:
+    pool = fleet("w0", "w1")
+    facts = RouteFacts("r", MODEL, 256 * 32, tuple(range(1, 33)))
+    seen = [endpoint(pool, W0).interference]
+    for ticket, (worker, now) in enumerate(((W0, 0.0), (W0, 0.0), (W1, 0.0), (W0, 0.0), (W1, 1e6)), start=1):
+        pool.handle(Dispatched(Ticket(ticket), worker, pool.pick_request(facts), facts), now)
+        seen.append(endpoint(pool, W0).interference)
+    cold, first, second, shared, third, _ = seen
+    assert first - cold < second - first
+    assert shared == second
+    # The other holds it too by now.
+    assert third - shared < second - first
+    pool.handle(Dispatched(Ticket(9), W0, pool.pick_request(facts), facts), 1e6)
+    assert endpoint(pool, W0).interference < second
