@@ -68,8 +68,8 @@ class Batches(Generic[T]):
         self._sizes.append(size)
         self._bytes += size
 
-    def __bool__(self) -> bool:
-        return bool(self._items)
+    def __len__(self) -> int:
+        return len(self._items)
 
     def next(self) -> list[T]:
         """Takes all that fit into one message, oldest first; an empty list when there is nothing."""
