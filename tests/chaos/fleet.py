@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from tests.chaos.crowd import Ask, Crowd
+from tests.chaos.crowd import Ask, Crowd, Fate
 from tests.e2e.conftest import System
 from tests.e2e.test_life import free_port
 from tools.processes import Process
@@ -37,6 +37,28 @@ class Fleet:
         port = self.system.scheduler_address.rpartition(":")[2]
         self.scheduler = await self.system.start_scheduler("--port", port)
 
+    @asynccontextmanager
+    async def hurt(self, asks: list[Ask], begun: int, *, stream: bool = True) -> AsyncIterator[Process]:
+        """For a `with` block that hurts a worker under so many answers; at its end all of them are there, word for
+        word, and some went elsewhere."""
+        expected = await self.crowd.learn(asks)
+        self.crowd.first_tokens = 0
+        running = asyncio.ensure_future(self.crowd.all(asks, expected))
+        if stream:
+            await under_way(self.crowd, begun)
+        else:
+            # Of a whole answer nobody outside knows when it begins; a story takes two seconds.
+            await asyncio.sleep(1.0)
+        victim = next(iter(self.workers.values()))
+        yield victim
+        await running
+        assert self.crowd.fates == {Fate.SAVED: len(asks)}, self.crowd.told[:5]
+        assert await self.lost_attempts() > 0, "nobody was hurt"
+
+    async def lost_attempts(self) -> float:
+        """Attempts at workers that failed, as the gateway counts them."""
+        return await self._sum(f"{self.system.gateway_url}/metrics", ("lb_gateway_failed_attempts_total{",))
+
     async def credit(self) -> float:
         """What the scheduler still counts as under way."""
         names = (
@@ -44,7 +66,10 @@ class Fleet:
             "lb_scheduler_worker_queued_requests",
             "lb_scheduler_worker_running_requests",
         )
-        async with aiohttp.ClientSession() as http, http.get(f"http://{self.system.scheduler_metrics}/metrics") as page:
+        return await self._sum(f"http://{self.system.scheduler_metrics}/metrics", names)
+
+    async def _sum(self, url: str, names: tuple[str, ...]) -> float:
+        async with aiohttp.ClientSession() as http, http.get(url) as page:
             lines = (await page.text()).splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
 
